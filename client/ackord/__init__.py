@@ -1,0 +1,50 @@
+"""Ackord: a strongly consistent, replicated table store; this is its SDK.
+
+    async with ackord.connect("http://127.0.0.1:7801") as store:
+        orders = store.table("orders")
+        version = await orders.put(("alice", 1), {"total": 990, "state": "new"})
+        row = await orders.get(("alice", 1))
+
+Every error is an ``ackord.Error`` and says by its class what happened and what the caller can do.
+"""
+
+from ackord._version import __version__
+from ackord.batcher import QueueOptions
+from ackord.errors import (
+    Conflict,
+    Error,
+    InvalidRequest,
+    OutcomeUnknown,
+    TableExists,
+    TableNotFound,
+    Unauthorized,
+    Unavailable,
+)
+from ackord.operations import Delete, Put, Update
+from ackord.row import Row
+from ackord.scan import Scan
+from ackord.store import Store, connect
+from ackord.table import Table
+from ackord.wire.messages import TableDefinition
+
+__all__ = [
+    "Conflict",
+    "Delete",
+    "Error",
+    "InvalidRequest",
+    "OutcomeUnknown",
+    "Put",
+    "QueueOptions",
+    "Row",
+    "Scan",
+    "Store",
+    "Table",
+    "TableDefinition",
+    "TableExists",
+    "TableNotFound",
+    "Unauthorized",
+    "Unavailable",
+    "Update",
+    "__version__",
+    "connect",
+]

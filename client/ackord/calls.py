@@ -1,0 +1,299 @@
+"""One caller's operations while they are under way: what is asked, who waits, under which request id.
+
+An operation is always in exactly one place: pending for the next flush, in a group at a node, or parked until
+a retry. Whoever takes it out of there either answers it or puts it into the next place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Any, Final
+
+from ackord.errors import Error
+from ackord.routing import TableRoute, TabletRoute
+from ackord.row import Row
+from ackord.transport import Environment
+from ackord.wire.messages import CLIENT_ID_BYTES, OP_GET, OP_SCAN, OP_WRITE, VERSION_COUNTER_BITS
+
+WINDOW_COUNT_MAX: Final = (
+    30_000  # seqs between an identity's floor and its next one; nodes bound what they keep
+)
+
+GROUP_BYTES_TARGET: Final = 1024 * 1024
+
+_DEADLINE = attrgetter("deadline")
+
+
+class Many:
+    """The results of a call of several operations; the future gets the list when all are there. An error is a
+    result like any other."""
+
+    __slots__ = ("future", "missing_count", "results")
+
+    def __init__(self, future: asyncio.Future[list[Any]], count: int) -> None:
+        self.future = future
+        self.results: list[Any] = [None] * count
+        self.missing_count = count
+
+    def put(self, index: int, result: Any) -> None:
+        self.results[index] = result
+        self.missing_count -= 1
+        if not self.missing_count and not self.future.done():
+            self.future.set_result(self.results)
+
+
+class Identity:
+    """A client id and its sequence numbers (rule R16). ``open`` holds, in ascending order, the seqs that may
+    still be sent or answered; the floor is the lowest of them."""
+
+    __slots__ = ("client_id", "next_seq", "open", "registered")
+
+    def __init__(self, client_id: bytes, registered: int) -> None:
+        self.client_id = client_id
+        self.registered = registered
+        self.next_seq = 1
+        self.open: dict[int, None] = {}
+
+    @property
+    def floor(self) -> int:
+        return next(iter(self.open), self.next_seq)
+
+    @property
+    def is_full(self) -> bool:
+        return self.next_seq - self.floor >= WINDOW_COUNT_MAX
+
+    def take(self) -> int:
+        seq = self.next_seq
+        self.next_seq = seq + 1
+        self.open[seq] = None
+        return seq
+
+
+class Identities:
+    """The identity that new writes get: one for all tablets, until its window is full or a node refuses
+    it."""
+
+    def __init__(self, environment: Environment, version: int) -> None:
+        self._environment = environment
+        self._version = version
+        self._version_at = environment.now()
+        self._current: Identity | None = None
+
+    def version_seen(self, version: int) -> None:
+        """A node told the cluster's clock."""
+        if version > self._version:
+            self._version, self._version_at = version, self._environment.now()
+
+    def current(self) -> Identity:
+        """Registered at the cluster's clock of now, as far as it is known."""
+        identity = self._current
+        if identity is None or identity.is_full:
+            elapsed_ms = int((self._environment.now() - self._version_at) * 1000)
+            registered = self._version + (elapsed_ms << VERSION_COUNTER_BITS)
+            identity = Identity(self._environment.random_bytes(CLIENT_ID_BYTES), registered)
+            self._current = identity
+        return identity
+
+    def refused(self, write: Write) -> None:
+        """A node will never execute the write under its identity, and no attempt of it can have happened: the
+        next one gets another id."""
+        if write.identity is self._current:
+            self._current = None
+        write.release()
+        write.attempts = 0
+
+
+class Get:
+    """A read of one row; and what every operation has."""
+
+    __slots__ = (
+        "deadline",
+        "encoded",
+        "error",
+        "failures",
+        "future",
+        "index",
+        "key",
+        "many",
+        "redirects",
+        "table",
+        "tablet",
+    )
+
+    op: int = OP_GET
+    size: int = 0  # bytes that it holds while it waits
+
+    def __init__(
+        self,
+        future: asyncio.Future[Any],
+        table: TableRoute,
+        tablet: TabletRoute,
+        key: tuple[Any, ...],
+        encoded: bytes,
+        deadline: float,
+        many: Many | None = None,
+        index: int = 0,
+    ) -> None:
+        self.future = future
+        self.table = table
+        self.tablet = tablet
+        self.key = key
+        self.encoded = encoded
+        self.deadline = deadline
+        self.many = many
+        self.index = index
+        self.failures = 0  # in a row, for the backoff
+        self.redirects = 0  # followed at once, in a row
+        self.error: Error | None = None  # of the last attempt
+
+    def deliver(self, result: Any) -> None:
+        """Gives the caller its result or error, unless it has gone."""
+        if self.future.done():
+            return
+        if self.many is not None:
+            self.many.put(self.index, result)
+        elif isinstance(result, Error):
+            self.future.set_exception(result)
+        else:
+            self.future.set_result(result)
+
+    def row_of(self, raw: bytes) -> Row:
+        return Row(self.key, raw)
+
+
+class Write(Get):
+    """A put, update or delete of one row. ``is_unknown``: an attempt without an answer may have happened."""
+
+    __slots__ = (
+        "attempts",
+        "body",
+        "condition",
+        "condition_value",
+        "identity",
+        "is_unknown",
+        "kind",
+        "seq",
+        "size",
+    )
+
+    op = OP_WRITE
+
+    kind: int
+    body: bytes | None
+    condition: int
+    condition_value: int | None
+
+    def set_body(self, kind: int, body: bytes | None, condition: int, condition_value: int | None) -> None:
+        self.kind = kind
+        self.body = body
+        self.condition = condition
+        self.condition_value = condition_value
+        self.size = len(self.encoded) + (0 if body is None else len(body))
+        self.identity: Identity | None = None  # given with the first attempt
+        self.seq = 0
+        self.attempts = 0
+        self.is_unknown = False
+
+    def release(self) -> None:
+        """No attempt follows: the floor may pass it. One that is still on its way is then refused as
+        stale."""
+        if self.identity is not None:
+            self.identity.open.pop(self.seq, None)
+            self.identity = None
+
+
+class Scan(Get):
+    """A read of one page: rows with start <= encoded key < end of one tablet, in order or backwards."""
+
+    __slots__ = ("bytes_max", "end", "reverse", "rows_max", "start")
+
+    op = OP_SCAN
+
+    start: bytes
+    end: bytes | None
+    reverse: bool
+    rows_max: int
+    bytes_max: int
+
+
+Operation = Get | Write | Scan
+
+
+class Group:
+    """Operations of one kind and tablet that go to one node together (and of one identity, if they write)."""
+
+    __slots__ = ("deadline", "op", "ops", "reviewed_at", "sent_at", "size", "tablet", "unanswered_count")
+
+    def __init__(self, op: int, tablet: TabletRoute, ops: list[Any], size: int = 0) -> None:
+        self.op = op
+        self.tablet = tablet
+        self.ops: list[Any] = ops  # Operation, or None once it was answered or taken away
+        self.size = size
+        self.deadline: float = min(map(_DEADLINE, ops))
+        self.unanswered_count = len(ops)
+        self.sent_at = 0.0
+        self.reviewed_at = 0.0
+
+    def take_all(self) -> list[Any]:
+        """Takes what is left out of the group."""
+        ops = [op for op in self.ops if op is not None]
+        self.ops = [None] * len(self.ops)
+        return ops
+
+    def take_expired(self, now: float) -> list[Any]:
+        """Takes what has passed its deadline, or nobody waits for, and finds the next deadline."""
+        expired = []
+        deadline = float("inf")
+        for index, op in enumerate(self.ops):
+            if op is None:
+                continue
+            if op.deadline <= now or op.future.done():
+                expired.append(op)
+                self.ops[index] = None
+            elif op.deadline < deadline:
+                deadline = op.deadline
+        self.deadline = deadline
+        return expired
+
+    def encode(self, rid: int) -> list[Any]:
+        """The group as on the wire; gives writes their number and counts the attempt."""
+        tablet = self.tablet.id
+        if self.op == OP_GET:
+            return [rid, OP_GET, tablet, [op.encoded for op in self.ops]]
+        if self.op == OP_SCAN:
+            scan: Scan = self.ops[0]
+            return [rid, OP_SCAN, tablet, scan.start, scan.end, scan.reverse, scan.rows_max, scan.bytes_max]
+        writes = []
+        for op in self.ops:
+            op.attempts += 1
+            writes.append(
+                [op.seq, op.kind, op.encoded, op.body, op.condition, op.condition_value, op.attempts]
+            )
+        identity: Identity = self.ops[0].identity
+        return [rid, OP_WRITE, tablet, identity.client_id, identity.registered, identity.floor, writes]
+
+
+def write_groups(
+    tablet: TabletRoute, writes: list[Write], identities: Identities, count_max: int
+) -> Iterator[Group]:
+    """Groups of writes of one tablet: of one identity each, bounded in number and about in bytes. A write
+    without a request id gets one."""
+    part: list[Write] = []
+    size = 0
+    for write in writes:
+        if write.identity is None:
+            write.identity = identity = identities.current()
+            write.seq = identity.take()
+        if part and (
+            len(part) >= count_max
+            or size + write.size > GROUP_BYTES_TARGET
+            or write.identity is not part[0].identity
+        ):
+            yield Group(OP_WRITE, tablet, part, size)
+            part, size = [], 0
+        part.append(write)
+        size += write.size
+    if part:
+        yield Group(OP_WRITE, tablet, part, size)

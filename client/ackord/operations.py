@@ -1,0 +1,94 @@
+"""The rows of a ``write_many``: what to do, to which key, on which condition. Values only; nothing is sent
+before ``Table.write_many`` takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ackord.errors import InvalidRequest
+from ackord.wire.limits import Limits
+from ackord.wire.messages import (
+    COND_IF_ABSENT,
+    COND_IF_EXISTS,
+    COND_IF_VERSION,
+    COND_NONE,
+    KIND_DELETE,
+    KIND_PUT,
+    KIND_UPDATE,
+)
+from ackord.wire.values import INT64_MAX, encode_columns, encode_update
+
+# kind, body, condition, condition's value: the part of a write that its key and identity are added to
+Encoded = tuple[int, bytes | None, int, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Replaces the whole row, or creates it. At most one condition."""
+
+    key: Any
+    columns: Mapping[str, Any]
+    if_version: int | None = field(default=None, kw_only=True)
+    if_absent: bool = field(default=False, kw_only=True)
+    if_exists: bool = field(default=False, kw_only=True)
+
+    def encode(self, limits: Limits) -> Encoded:
+        condition, value = encode_condition(self.if_version, self.if_absent, self.if_exists)
+        return KIND_PUT, encode_columns(self.columns, limits), condition, value
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Sets and deletes single columns and adds to int columns (an absent one counts as 0); creates the row if
+    there is none. At most one condition."""
+
+    key: Any
+    set: Mapping[str, Any] | None = None
+    delete: Sequence[str] = field(default=(), kw_only=True)
+    increment: Mapping[str, int] | None = field(default=None, kw_only=True)
+    if_version: int | None = field(default=None, kw_only=True)
+    if_absent: bool = field(default=False, kw_only=True)
+    if_exists: bool = field(default=False, kw_only=True)
+
+    def encode(self, limits: Limits) -> Encoded:
+        condition, value = encode_condition(self.if_version, self.if_absent, self.if_exists)
+        body = encode_update(self.set, self.delete, self.increment, limits)
+        return KIND_UPDATE, body, condition, value
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Deletes the row; without a condition it is no error if there is none."""
+
+    key: Any
+    if_version: int | None = field(default=None, kw_only=True)
+    if_exists: bool = field(default=False, kw_only=True)
+
+    def encode(self, limits: Limits) -> Encoded:
+        condition, value = encode_condition(self.if_version, False, self.if_exists)
+        return KIND_DELETE, None, condition, value
+
+
+Operation = Put | Update | Delete
+
+
+def encode_condition(if_version: int | None, if_absent: bool, if_exists: bool) -> tuple[int, int | None]:
+    """(condition, its value) as on the wire; InvalidRequest for more than one condition or a wrong
+    version."""
+    if if_version is None and not if_absent and not if_exists:
+        return COND_NONE, None
+    if (if_version is not None) + bool(if_absent) + bool(if_exists) > 1:
+        raise InvalidRequest(
+            "at most one of if_version, if_absent and if_exists may be given", field="condition", limit=1
+        )
+    if if_version is not None:
+        if type(if_version) is not int or not 0 < if_version <= INT64_MAX:
+            raise InvalidRequest(
+                f"if_version={ascii(if_version)[:60]} is not a version (an int that a write or row returned)",
+                field="if_version",
+                value=ascii(if_version)[:60],
+            )
+        return COND_IF_VERSION, if_version
+    return (COND_IF_ABSENT, None) if if_absent else (COND_IF_EXISTS, None)

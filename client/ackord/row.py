@@ -1,0 +1,65 @@
+"""A row as read: its key, its version, and its columns as a mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ackord.wire.messages import row_columns, row_version
+from ackord.wire.values import decode_columns
+
+
+class Row(Mapping[str, Any]):
+    """An immutable row. ``row["total"]``, ``row.get("note")``, ``dict(row)`` read the columns, which are
+    decoded at the first such use; ``row.key`` is the tuple of key columns, ``row.version`` the int that
+    ``if_version`` takes. Two rows are equal if key, version and columns are."""
+
+    __slots__ = ("_columns", "_raw", "key")
+
+    key: tuple[Any, ...]
+
+    def __init__(self, key: tuple[Any, ...], raw: bytes) -> None:
+        """``raw`` is the row as stored: 8 bytes of version, then the columns."""
+        self.key = key
+        self._raw = raw
+        self._columns: dict[str, Any] | None = None
+
+    @property
+    def version(self) -> int:
+        return row_version(self._raw)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns as a dict of their own; changing it changes nothing else."""
+        return decode_columns(row_columns(self._raw))
+
+    def _decoded(self) -> dict[str, Any]:
+        if self._columns is None:
+            self._columns = decode_columns(row_columns(self._raw))
+        return self._columns
+
+    def __getitem__(self, name: str) -> Any:
+        return self._decoded()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._decoded())
+
+    def __len__(self) -> int:
+        return len(self._decoded())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._decoded()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Row):
+            return NotImplemented
+        return self.key == other.key and self.version == other.version and self._same_columns(other)
+
+    def _same_columns(self, other: Row) -> bool:
+        return self._raw == other._raw or self._decoded() == other._decoded()
+
+    def __hash__(self) -> int:
+        return hash((self.key, self.version))
+
+    def __repr__(self) -> str:
+        return f"Row(key={self.key!r}, version={self.version}, {self._decoded()!r})"

@@ -1,0 +1,277 @@
+"""How the SDK reaches nodes: one full-duplex stream per node, plain requests, and time.
+
+The Protocols are what the rest of the SDK knows; a simulator implements them too. The aiohttp ones are what
+``connect`` uses. A stream is one POST whose request body and response body both stay open: frames leave as
+chunks of the one and arrive as chunks of the other, and its end is seen at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+import aiohttp
+
+from ackord.errors import BY_CODE, Error, Unavailable, from_code
+from ackord.wire.frames import FrameDecoder, FrameError, packb, unpackb
+from ackord.wire.messages import MSGPACK_CONTENT_TYPE, STREAM_CONTENT_TYPE
+
+CONNECT_TIMEOUT_S = 3.0
+CLOSE_TIMEOUT_S = 0.5
+READ_BUFFER_BYTES = 1024 * 1024
+
+_CODES = {cls.name: code for code, cls in BY_CODE.items()}
+
+OnFrames = Callable[[list[Any]], None]
+OnClosed = Callable[[Error], None]
+
+
+class Cancellable(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Environment(Protocol):
+    """Time and randomness."""
+
+    def now(self) -> float:
+        """Seconds, monotonic."""
+
+    def jitter(self) -> float:
+        """Random, 0 <= jitter < 1."""
+
+    def random_bytes(self, count: int) -> bytes:
+        """Unique among all clients of the cluster."""
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Cancellable: ...
+
+    def call_soon(self, callback: Callable[[], None]) -> Cancellable: ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+
+class Stream(Protocol):
+    """An open stream; what arrives goes to the callbacks given to ``connect``, on the event loop."""
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes given to ``send`` that have not left yet."""
+
+    def send(self, frame: bytes) -> None:
+        """Queues an encoded frame; frames leave in order. Nothing happens on a closed stream."""
+
+    async def close(self) -> None:
+        """Ends it; bounded in time. ``on_closed`` is not called after this began."""
+
+
+class Transport(Protocol):
+    async def connect(
+        self, url: str, hello: bytes, frame_bytes_max: int, on_frames: OnFrames, on_closed: OnClosed
+    ) -> Stream:
+        """Opens a stream to the node at ``url`` whose first frame is ``hello``. Raises an Error.
+        ``on_frames`` gets decoded frames, the node's hello first; ``on_closed`` is called once if the stream
+        ends by itself."""
+
+    async def request(self, method: str, url: str, body: Any, timeout_s: float) -> tuple[int, Any]:
+        """A plain request with a msgpack body (None: none): (HTTP status, decoded body). Raises Unavailable,
+        with ``detail["sent"]`` False if the node certainly did not get it."""
+
+    async def close(self) -> None: ...
+
+
+class AsyncioEnvironment:
+    """Time of the running event loop, randomness of the operating system."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
+        self.jitter = random.random
+        self.random_bytes = os.urandom
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Cancellable:
+        return self._loop.call_later(seconds, callback)
+
+    def call_soon(self, callback: Callable[[], None]) -> Cancellable:
+        return self._loop.call_soon(callback)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class HttpTransport:
+    """Transport over aiohttp; to be made inside a running event loop."""
+
+    def __init__(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+            auto_decompress=False,
+        )
+
+    async def connect(
+        self, url: str, hello: bytes, frame_bytes_max: int, on_frames: OnFrames, on_closed: OnClosed
+    ) -> HttpStream:
+        stream = HttpStream(FrameDecoder(frame_bytes_max), on_frames, on_closed)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                response = await self._session.post(
+                    f"{url}/v1/stream",
+                    data=stream.body(hello),
+                    headers={"Content-Type": STREAM_CONTENT_TYPE},
+                    read_bufsize=READ_BUFFER_BYTES,
+                )
+                if response.status != 200:
+                    raise await _refusal(url, response)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            stream.abandon()
+            raise Unavailable(f"no stream to {url}: {_reason(error)}", url=url) from None
+        except BaseException:
+            stream.abandon()
+            raise
+        stream.start(response)
+        return stream
+
+    async def request(self, method: str, url: str, body: Any, timeout_s: float) -> tuple[int, Any]:
+        headers = {"Accept": MSGPACK_CONTENT_TYPE}
+        data = None
+        if body is not None:
+            headers["Content-Type"] = MSGPACK_CONTENT_TYPE
+            data = packb(body)
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._session.request(method, url, data=data, headers=headers) as response,
+            ):
+                content = await response.read()
+                if response.content_type != MSGPACK_CONTENT_TYPE:
+                    text = content[:200].decode(errors="replace")
+                    return response.status, {"error": {"code": "error", "message": text}}
+                return response.status, unpackb(content) if content else None
+        except aiohttp.ClientConnectorError as error:
+            raise Unavailable(f"cannot reach {url}: {_reason(error)}", sent=False, url=url) from None
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise Unavailable(f"{method} {url}: {_reason(error)}", sent=True, url=url) from None
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
+class HttpStream:
+    """One POST that stays open in both directions."""
+
+    def __init__(self, decoder: FrameDecoder, on_frames: OnFrames, on_closed: OnClosed) -> None:
+        self._decoder = decoder
+        self._on_frames = on_frames
+        self._on_closed = on_closed
+        self._outbox: list[bytes] = []
+        self._queued_bytes = 0
+        self._wanted: asyncio.Future[None] | None = None  # the body waits for the next frame
+        self._is_ended = False
+        self._is_closing = False
+        self._response: aiohttp.ClientResponse | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    @property
+    def queued_bytes(self) -> int:
+        return self._queued_bytes
+
+    def send(self, frame: bytes) -> None:
+        if self._is_ended:
+            return
+        self._outbox.append(frame)
+        self._queued_bytes += len(frame)
+        self._wake()
+
+    async def body(self, hello: bytes) -> AsyncIterator[bytes]:
+        """The request's body. The hello comes first: headers leave only with the first chunk."""
+        yield hello
+        loop = asyncio.get_running_loop()
+        while True:
+            if self._outbox:
+                chunk = self._outbox[0] if len(self._outbox) == 1 else b"".join(self._outbox)
+                self._outbox.clear()
+                yield chunk
+                self._queued_bytes -= len(chunk)
+            elif self._is_ended:
+                return
+            else:
+                self._wanted = loop.create_future()
+                await self._wanted
+                self._wanted = None
+
+    def start(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self._reader = asyncio.get_running_loop().create_task(self._read(response))
+
+    def abandon(self) -> None:
+        """No response will be read: lets the body end."""
+        self._is_ended = True
+        self._wake()
+
+    async def close(self) -> None:
+        self._is_closing = True
+        self.abandon()
+        reader, response = self._reader, self._response
+        if reader is None or response is None:
+            return
+        done, _ = await asyncio.wait([reader], timeout=CLOSE_TIMEOUT_S)
+        response.close()
+        if not done:
+            reader.cancel()
+            await asyncio.wait([reader])
+
+    def _wake(self) -> None:
+        if self._wanted is not None and not self._wanted.done():
+            self._wanted.set_result(None)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> None:
+        reason = "the node closed the stream"
+        try:
+            while chunk := await response.content.readany():
+                frames = self._decoder.feed(chunk)
+                if frames and not self._is_closing:
+                    self._on_frames(frames)
+        except FrameError as error:
+            reason = f"the node sent {error}"
+        except (aiohttp.ClientError, OSError) as error:
+            reason = _reason(error)
+        finally:
+            self.abandon()
+            response.close()
+            if not self._is_closing:
+                self._is_closing = True
+                self._on_closed(Unavailable(f"the stream ended: {reason}"))
+
+
+async def _refusal(url: str, response: aiohttp.ClientResponse) -> Error:
+    content = await response.read()
+    response.close()
+    return error_of_body(response.status, _decoded(content), url)
+
+
+def _decoded(content: bytes) -> Any:
+    try:
+        return unpackb(content)
+    except ValueError:
+        return {"error": {"code": "error", "message": content[:200].decode(errors="replace")}}
+
+
+def error_of_body(status: int, body: Any, url: str) -> Error:
+    """The error in the body of a plain answer; a status of 5xx without one is Unavailable."""
+    fields = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(fields, dict):
+        fields = {"code": "unavailable" if status >= 500 else "error", "message": f"HTTP status {status}"}
+    detail = fields.get("detail")
+    known = {str(name): value for name, value in detail.items()} if isinstance(detail, dict) else {}
+    for name in ("self", "message", "current"):
+        known.pop(name, None)
+    message = f"{fields.get('message', 'no message')} (from {url})"
+    return from_code(_CODES.get(str(fields.get("code")), 1), message, known)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(error) or type(error).__name__

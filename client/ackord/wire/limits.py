@@ -1,0 +1,53 @@
+"""Every limit of the public protocol, in one place, with its unit (the unit is the name's last word).
+
+The whole cluster must agree on them: cluster.yaml's ``limits`` section overrides single fields by name.
+Each is checked where the value enters, and the error names the field, the value and the limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of tables, rows, requests and queues; all are positive ints."""
+
+    # -- tables
+    table_name_chars: int = 64
+    key_columns_count: int = 4
+    tables_count: int = 1_000
+    tablets_per_table_count: int = 256
+
+    # -- rows
+    key_column_bytes: int = 1_024  # of one key column's value, before encoding
+    column_name_bytes: int = 255
+    columns_count: int = 1_024
+    row_bytes: int = 4 * 1024 * 1024  # of all columns, encoded
+    value_depth_count: int = 16  # nesting of lists and maps
+
+    # -- requests
+    batch_rows_count: int = 200  # rows in one write_many or get_many call
+    scan_page_rows_count: int = 1_000
+    scan_page_bytes: int = 1024 * 1024
+    frame_bytes: int = 16 * 1024 * 1024  # one frame of a stream
+    frame_groups_count: int = 4_096  # request groups in one frame
+    group_ops_count: int = 4_096  # operations in one request group (the SDK batches its concurrent calls)
+    body_bytes: int = 8 * 1024 * 1024  # one plain HTTP request body
+    streams_count: int = 1_024  # open SDK streams of one node
+    stream_inflight_ops_count: int = 65_536  # undecided operations of one SDK stream
+
+    # -- waiting
+    pending_ops_count: int = 16_384  # undecided writes of one tablet
+    pending_bytes: int = 64 * 1024 * 1024  # their bytes
+    waiting_reads_count: int = 16_384  # reads of one tablet that wait for a pending write
+    request_wait_ms: int = 30_000  # the longest that a node holds one request undecided
+
+    # -- exactly once
+    clients_count: int = 4_096  # remembered clients of one tablet
+    client_results_count: int = 65_536  # unacknowledged results of one client in one tablet
+    idempotency_key_chars: int = 128
+    registered_ahead_ms: int = 600_000  # how far a client's registration may lie ahead of a node's clock
+
+
+DEFAULT_LIMITS = Limits()

@@ -1,0 +1,244 @@
+"""Requests, answers, errors and table definitions of the public protocol, wire version 1.
+
+A stream carries frames. The first of each side says who it is; then the client sends arrays of groups and the
+node arrays of answers, each answer naming the group by its ``rid`` (an int unique in the stream):
+
+* ``[rid, OP_GET, tablet, [key, ...]]`` -> row bytes, None or an error for each key;
+* ``[rid, OP_WRITE, tablet, client_id, registered, floor, [[seq, kind, key, body, cond, cond_value, attempt],
+  ...]]`` -> a version or an error for each operation (rule R16: ``client_id`` and ``seq`` name the write;
+  every seq below ``floor`` is answered and never retried);
+* ``[rid, OP_SCAN, tablet, start, end, reverse, rows_max, bytes_max]`` -> one ``[[[key, row], ...],
+  exhausted]``.
+
+An answer is ``[rid, None, results]`` for all operations in order, ``[rid, [index, ...], results]`` for some,
+or ``[rid, -1, error]`` for the group. An error is ``[code, message, detail, current row or None]``.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ackord.errors import Conflict, Error, InvalidRequest, from_code
+from ackord.wire.keys import KeySchema
+from ackord.wire.limits import DEFAULT_LIMITS, Limits
+
+WIRE_VERSION: Final = 1
+WIRE_VERSION_OLDEST: Final = 1  # nodes accept clients from this one on
+
+STREAM_CONTENT_TYPE: Final = "application/x-ackord-stream"
+MSGPACK_CONTENT_TYPE: Final = "application/msgpack"
+
+OP_GET: Final = 1
+OP_WRITE: Final = 2
+OP_SCAN: Final = 3
+
+KIND_PUT: Final = 1
+KIND_UPDATE: Final = 2
+KIND_DELETE: Final = 3
+
+COND_NONE: Final = 0
+COND_IF_VERSION: Final = 1
+COND_IF_ABSENT: Final = 2
+COND_IF_EXISTS: Final = 3
+
+WHOLE_GROUP: Final = -1  # in the place of the indices: the error of all operations
+HELLO_REFUSED: Final = -1  # in the place of the wire version: [-1, code, message, detail]
+
+CLIENT_ID_BYTES: Final = 16
+VERSION_BYTES: Final = 8
+VERSION_COUNTER_BITS: Final = 16  # a version is Unix milliseconds << 16 | counter
+
+_TABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_STATES: Final = ("creating", "active", "dropping")
+
+# ------------------------------------------------------------------------------------------ rows
+
+
+def row_version(row: bytes | memoryview) -> int:
+    """The version of a stored row."""
+    return int.from_bytes(row[:VERSION_BYTES], "big", signed=True)
+
+
+def row_columns(row: bytes) -> bytes:
+    """The columns blob of a stored row, to be decoded by ``values.decode_columns``."""
+    return row[VERSION_BYTES:]
+
+
+def join_row(version: int, columns: bytes) -> bytes:
+    return version.to_bytes(VERSION_BYTES, "big", signed=True) + columns
+
+
+# ---------------------------------------------------------------------------------------- tables
+
+
+@dataclass(frozen=True, slots=True)
+class TabletRange:
+    """One tablet: the keys with start <= encoded key < end; an end of None is no bound."""
+
+    id: int
+    start: bytes
+    end: bytes | None
+
+    def to_wire(self) -> dict[str, Any]:
+        return {"id": self.id, "start": self.start, "end": self.end}
+
+
+@dataclass(frozen=True, slots=True)
+class TableDefinition:
+    """A table: its key columns and its tablets, which cover all keys without gap or overlap, in order."""
+
+    id: int
+    name: str
+    key: KeySchema
+    tablets: tuple[TabletRange, ...]
+    state: str = "active"
+    _starts: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_starts", tuple(tablet.start for tablet in self.tablets))
+
+    def tablet_of(self, key: bytes) -> TabletRange:
+        """The tablet that holds this encoded key."""
+        return self.tablets[bisect_right(self._starts, key) - 1]
+
+    @property
+    def split_at(self) -> list[Any]:
+        """The partition-key values at which the table was split when it was created."""
+        first = KeySchema(self.key.columns[:1])
+        return [first.decode(start)[0] for start in self._starts[1:]]
+
+    def to_wire(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "name": self.name,
+            "key": self.key.to_wire(),
+            "tablets": [tablet.to_wire() for tablet in self.tablets],
+            "state": self.state,
+        }
+
+    @classmethod
+    def from_wire(cls, wire: Any) -> TableDefinition:
+        """From what ``to_wire`` made; ValueError if it is anything else. Fields of newer versions are
+        ignored."""
+        if not isinstance(wire, Mapping):
+            raise ValueError(f"a table definition is a map, not {type(wire).__name__}")
+        table_id, name, state = wire.get("id"), wire.get("name"), wire.get("state", "active")
+        if type(table_id) is not int or type(name) is not str or state not in _STATES:
+            raise ValueError(f"table definition with id {table_id!r}, name {name!r}, state {state!r}")
+        try:
+            key = KeySchema.from_wire(wire.get("key"))
+        except InvalidRequest as error:
+            raise ValueError(f"table definition of {name!r}: {error}") from None
+        return cls(table_id, name, key, tablets_from_wire(wire.get("tablets")), state)
+
+
+def tablets_from_wire(wire: Any) -> tuple[TabletRange, ...]:
+    """Tablets that cover all keys; ValueError otherwise."""
+    if not isinstance(wire, list | tuple) or not wire:
+        raise ValueError("a table has a list of tablets")
+    tablets = []
+    bound: bytes | None = b""
+    for item in wire:
+        if not isinstance(item, Mapping):
+            raise ValueError(f"a tablet is a map, not {type(item).__name__}")
+        tablet = TabletRange(item.get("id", 0), item.get("start", b""), item.get("end"))
+        if type(tablet.id) is not int or type(tablet.start) is not bytes or tablet.start != bound:
+            raise ValueError(f"tablet {tablet.id!r} does not begin where the one before ends")
+        if tablet.end is not None and (type(tablet.end) is not bytes or tablet.end <= tablet.start):
+            raise ValueError(f"tablet {tablet.id!r} is empty")
+        bound = tablet.end
+        tablets.append(tablet)
+    if bound is not None:
+        raise ValueError("the last tablet has an end")
+    return tuple(tablets)
+
+
+def check_table_name(name: Any, limits: Limits = DEFAULT_LIMITS) -> str:
+    """The name, if a table may have it; InvalidRequest otherwise."""
+    fits = type(name) is str and len(name) <= limits.table_name_chars
+    if not fits or _TABLE_NAME.fullmatch(name) is None:
+        raise InvalidRequest(
+            f"the table name {ascii(name)[:80]} is not 1 to {limits.table_name_chars} letters, digits, "
+            "'_', '-', '.', beginning with a letter or '_'",
+            field="name",
+            value=ascii(name)[:80],
+            limit=limits.table_name_chars,
+        )
+    return str(name)
+
+
+def split_starts(key: KeySchema, split_at: Any, limits: Limits = DEFAULT_LIMITS) -> list[bytes]:
+    """The tablets' starts for a new table that is split at these partition-key values: the encoded partition
+    key alone, so that one partition key is never split. InvalidRequest if they do not ascend or are too
+    many."""
+    if not isinstance(split_at, list | tuple):
+        raise InvalidRequest(
+            "split_at must be a list of partition-key values", field="split_at", value=ascii(split_at)[:80]
+        )
+    if len(split_at) >= limits.tablets_per_table_count:
+        raise InvalidRequest(
+            f"split_at makes {len(split_at) + 1} tablets, over the limit of {limits.tablets_per_table_count}",
+            field="split_at",
+            value=len(split_at) + 1,
+            limit=limits.tablets_per_table_count,
+        )
+    starts = [b""]
+    for value in split_at:
+        start = key.encode_prefix((value,))
+        if start <= starts[-1]:
+            raise InvalidRequest(
+                f"split_at must ascend, {ascii(value)[:60]} does not",
+                field="split_at",
+                value=ascii(value)[:60],
+            )
+        starts.append(start)
+    return starts
+
+
+# ---------------------------------------------------------------------------------------- errors
+
+
+def error_to_wire(error: Error, current: bytes | None = None) -> list[Any]:
+    """``[code, message, detail, current]``; ``current`` is the row's bytes for a Conflict."""
+    detail = {str(name): _plain(value) for name, value in error.detail.items()}
+    return [error.code, _text(error.message), detail, current]
+
+
+def error_from_wire(wire: Any, row_of: Callable[[bytes], Any] | None = None) -> Error:
+    """The error of an answer. ``row_of`` makes a Row of a Conflict's current row bytes. Never raises: an
+    answer that is no error becomes a plain ``Error`` that says so."""
+    if not isinstance(wire, list | tuple) or len(wire) < 2 or type(wire[0]) is not int:
+        return Error(f"the node's answer is not one of this protocol: {ascii(wire)[:80]}")
+    detail = wire[2] if len(wire) > 2 and isinstance(wire[2], dict) else {}
+    known = {name: value for name, value in detail.items() if name not in ("self", "message", "current")}
+    error = from_code(wire[0], str(wire[1]), known)
+    current = wire[3] if len(wire) > 3 else None
+    if isinstance(error, Conflict) and type(current) is bytes and row_of is not None:
+        error.current = row_of(current)
+    return error
+
+
+def _plain(value: Any) -> Any:
+    """A value of ``detail`` as one that msgpack and JSON carry."""
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else str(value)[:100]
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, bytes):
+        return value[:256]
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value[:100]]
+    if isinstance(value, dict):
+        return {_text(str(name)): _plain(item) for name, item in value.items()}
+    return ascii(value)[:256]
+
+
+def _text(text: str) -> str:
+    """Text that UTF-8 can carry, whatever was quoted in it."""
+    return text.encode(errors="backslashreplace").decode()

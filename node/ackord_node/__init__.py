@@ -1,0 +1,1 @@
+"""The Ackord server: core, ports, runtime, adapters and HTTP faces."""

@@ -1,0 +1,223 @@
+"""Wires one node from cluster.yaml: the only place that knows which adapter stands behind which port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from ackord.wire.frames import unpackb
+from ackord.wire.messages import MSGPACK_CONTENT_TYPE
+from ackord_node.adapters.clock import SystemClock
+from ackord_node.adapters.coordination_zookeeper import ZooKeeperCoordination
+from ackord_node.adapters.engine_rocksdb import RocksEngine
+from ackord_node.adapters.transport_http import HttpPeerTransport
+from ackord_node.config import ClusterConfig, NodeConfig
+from ackord_node.core.copy_meta import CopyMeta
+from ackord_node.core.types import LogLimits, Timing
+from ackord_node.ports import Batch, EngineError
+from ackord_node.runtime.identity import IdentityError, check_folder, read_facts
+from ackord_node.runtime.node import Node, NodeSettings
+from ackord_node.runtime.recovery import INVENTORY_PATH
+from ackord_node.runtime.status import LOCAL_STATUS_PATH
+from ackord_node.server.app_factory import build_app, make_runner
+from ackord_node.server.bodies import answer
+from ackord_node.server.metrics import Metrics
+
+log = logging.getLogger("ackord.app")
+
+MIB = 1024 * 1024
+EXIT_REFUSED = 2  # this node must not start as it is: the message says why
+EXIT_CRASHED = 70  # the disk failed: nothing is retried (rule R14)
+METRICS_S = 1.0
+PEER_BODY_BYTES_MAX = 64 * MIB
+
+
+def timing_of(config: ClusterConfig) -> Timing:
+    r = config.replication
+    return Timing(
+        lease=r.lease_ms / 1000,
+        drift_max=r.clock_drift_max_ppm / 1_000_000,
+        confirm_timeout=r.confirm_timeout_ms / 1000,
+    )
+
+
+def crash(reason: str) -> None:
+    """Ends the process at once: what is not on disk must not be answered for."""
+    log.critical("%s", reason)
+    logging.shutdown()
+    os._exit(EXIT_CRASHED)
+
+
+def open_engine(config: NodeConfig) -> RocksEngine:
+    engine = RocksEngine(
+        config.data,
+        reserve_bytes=config.settings.disk_reserve_mib * MIB,
+        block_cache_bytes=config.settings.block_cache_mib * MIB,
+    )
+    engine.open()
+    if engine.suspect:
+        _mark_suspect(engine)
+    return engine
+
+
+def _mark_suspect(engine: RocksEngine) -> None:
+    """Rule R13: the store lost the end of its log; each copy says so durably before anything is answered."""
+    log.error("the store's log was refused and cut at the damage: its copies count only once they are refilled")
+    batch = Batch()
+    for tablet, data in engine.metas().items():
+        meta = CopyMeta.decode(data)
+        meta.suspect = True
+        batch.meta[tablet] = meta.encode()
+    if not batch.is_empty():
+        engine.commit(batch)
+    engine.clear_suspicion()
+
+
+class App:
+    """One node process from its start to its end."""
+
+    def __init__(self, config: ClusterConfig, name: str) -> None:
+        self._config = config
+        self._node_config = config.node(name)
+        self._name = name
+        self._session: aiohttp.ClientSession | None = None
+
+    async def run(self) -> int:
+        """Serves until SIGTERM or SIGINT; the process's exit code."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        try:
+            engine = open_engine(self._node_config)
+        except EngineError as error:
+            log.critical("cannot open the data folder %s: %s", self._node_config.data, error)
+            return EXIT_REFUSED
+        try:
+            return await self._serve(engine, stop)
+        except (IdentityError, OSError) as error:
+            log.critical("node %s does not start: %s", self._name, error)
+            with contextlib.suppress(EngineError):
+                engine.close()
+            return EXIT_REFUSED
+
+    async def _serve(self, engine: RocksEngine, stop: asyncio.Event) -> int:
+        facts = read_facts(engine)
+        check_folder(facts, self._config.cluster, self._name, str(self._node_config.data))
+        metrics = Metrics()
+        clock = SystemClock()
+        peers = {n: str(c.address) for n, c in self._config.nodes.items() if n != self._name}
+        transport = HttpPeerTransport(self._name, self._config.cluster, peers, self._config.digest())
+        coordination = ZooKeeperCoordination(
+            [str(host) for host in self._config.coordination.hosts],
+            self._config.coordination.root,
+            self._config.replication.session_timeout_ms,
+            clock,
+        )
+        node = Node(
+            self._settings(), clock, engine, coordination, transport, metrics, facts, crash, self._ask_peer
+        )
+        app = build_app(node, transport, metrics)
+        _add_peer_pages(app, node)
+        runner = make_runner(app)
+        await runner.setup()
+        address = self._node_config.address
+        await web.TCPSite(runner, address.host, address.port, reuse_address=True).start()
+        log.info("node %s of cluster %s listens on %s", self._name, self._config.cluster, address)
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as self._session:
+            await self._live(node, runner, stop)
+        return 0
+
+    async def _live(self, node: Node, runner: web.AppRunner, stop: asyncio.Event) -> None:
+        starting = asyncio.create_task(node.start(), name="start")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        reporting = asyncio.create_task(_report(node), name="metrics")
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                gc.collect()
+                gc.freeze()
+                log.info("node %s serves", node.name)
+                await stopping
+                log.info("node %s hands its tablets over and stops", node.name)
+                await node.leave()
+        finally:
+            for task in (starting, stopping, reporting):
+                task.cancel()
+            await asyncio.gather(starting, stopping, reporting, return_exceptions=True)
+            for site in list(runner.sites):
+                await site.stop()
+            await node.transport.close()
+            await runner.cleanup()
+            await node.close()
+        log.info("node %s has stopped", node.name)
+
+    def _settings(self) -> NodeSettings:
+        config = self._config
+        return NodeSettings(
+            name=self._name,
+            cluster=config.cluster,
+            addresses={n: c.address.url for n, c in config.nodes.items()},
+            replicas_count=config.replication.replicas,
+            min_in_sync=config.replication.min_in_sync,
+            timing=timing_of(config),
+            log_limits=LogLimits(),
+            limits=config.effective_limits(),
+        )
+
+    async def _ask_peer(self, node: str, path: str) -> Any:
+        """A page of a peer; OSError or ValueError if it does not answer it."""
+        assert self._session is not None
+        url = self._config.node(node).address.url + path
+        try:
+            async with self._session.get(url, headers={"Accept": MSGPACK_CONTENT_TYPE}) as response:
+                body = await response.content.read(PEER_BODY_BYTES_MAX)
+        except aiohttp.ClientError as error:
+            raise OSError(f"{node}: {error}") from error
+        if response.status != 200:
+            raise ValueError(f"{node} answered {response.status} to {path}")
+        return unpackb(body)
+
+
+def _add_peer_pages(app: web.Application, node: Node) -> None:
+    """What nodes ask of each other beside the streams."""
+
+    async def local_status(request: web.Request) -> web.StreamResponse:
+        return answer(request, node.reporter.local())
+
+    async def inventory(request: web.Request) -> web.StreamResponse:
+        return answer(request, node.recovery.inventory())
+
+    app.router.add_get(LOCAL_STATUS_PATH, local_status)
+    app.router.add_get(INVENTORY_PATH, inventory)
+
+
+async def _report(node: Node) -> None:
+    while True:
+        await asyncio.sleep(METRICS_S)
+        node.reporter.report_metrics()
+
+
+def run(config: ClusterConfig, name: str) -> int:
+    """Runs node ``name`` until it is told to stop; the exit code."""
+    logging.basicConfig(
+        level=config.node(name).settings.log_level.upper(),
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    gc.set_threshold(50_000, 20, 50)
+    try:
+        import uvloop
+    except ImportError:  # not on every platform; asyncio's own loop is slower, not different
+        return asyncio.run(App(config, name).run())
+    return uvloop.run(App(config, name).run())

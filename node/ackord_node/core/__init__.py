@@ -1,0 +1,1 @@
+"""The pure state machines of a tablet: no asyncio, no clock, no randomness, no I/O."""

@@ -1,0 +1,78 @@
+"""What a copy knows about itself on disk: one record per tablet, written in the same batch as what it says.
+
+Rules: R3 (``promised`` is durable before anything of its epoch is answered), R13 (``suspect``), R18
+(``dropped``, and the copy's last seen descriptor, from which a wiped coordination service is rebuilt).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ackord.wire.frames import packb, unpackb
+
+META_FORMAT = 1
+META_FORMAT_OLDEST = 1
+
+
+@dataclass(slots=True)
+class CopyMeta:
+    """``runs`` are the (first index, epoch) pairs of the stored log, see ``Log.runs``; ``filling`` marks a copy
+    whose snapshot is not complete, which holds nothing that counts. ``recovered`` is the forced recovery (its
+    epoch) that this copy already starts from."""
+
+    copy_id: int
+    promised: int = 0
+    applied: int = 0
+    trimmed: int = 0
+    runs: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
+    last_version: int = 0
+    collected_below: int = 0
+    suspect: bool = False
+    filling: bool = False
+    descriptor: bytes | None = None
+    descriptor_version: int = -1
+    recovered: int = 0
+
+    def encode(self) -> bytes:
+        return packb(
+            [
+                META_FORMAT,
+                self.copy_id,
+                self.promised,
+                self.applied,
+                self.trimmed,
+                [list(run) for run in self.runs],
+                self.last_version,
+                self.collected_below,
+                self.suspect,
+                self.filling,
+                self.descriptor,
+                self.descriptor_version,
+                self.recovered,
+            ]
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> CopyMeta:
+        """Raises ValueError if the record is of a format that this program does not read."""
+        raw: list[Any] = unpackb(data)
+        if not META_FORMAT_OLDEST <= raw[0] <= META_FORMAT:
+            raise ValueError(
+                f"copy metadata of format {raw[0]!r}; this program reads {META_FORMAT_OLDEST} to {META_FORMAT}"
+            )
+        _, copy_id, promised, applied, trimmed, runs, last, collected, suspect, filling, descriptor, version, rec = raw
+        return cls(
+            copy_id,
+            promised,
+            applied,
+            trimmed,
+            [(index, epoch) for index, epoch in runs],
+            last,
+            collected,
+            suspect,
+            filling,
+            descriptor,
+            version,
+            rec,
+        )

@@ -1,0 +1,114 @@
+"""The request-id table: a write runs exactly once however often it is sent (rule R16).
+
+For each client of the tablet: the version at which it registered, the floor below which it needs no
+answer any more, and the results above it. The table changes only by applying log entries, in order, so it is
+the same on every replica at the same index, and it is part of snapshots.
+
+A client that is not in the table was either never seen or was collected. It was never seen if it registered
+after ``collected_below``: collecting a client raises that mark to the client's registration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ackord.wire.frames import packb, unpackb
+from ackord_node.core.log import Entry
+
+
+@dataclass(slots=True)
+class ClientRecord:
+    """``results`` maps a sequence number to the write's version, or to minus the error's code."""
+
+    registered: int
+    floor: int = 0
+    last_version: int = 0
+    results: dict[int, int] = field(default_factory=dict)
+    pruned_count: int = 0  # size after the last pruning, so that pruning is amortised
+
+    def encode(self) -> bytes:
+        return packb(
+            [
+                self.registered,
+                self.floor,
+                self.last_version,
+                self.pruned_count,
+                list(self.results),
+                list(self.results.values()),
+            ]
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> ClientRecord:
+        registered, floor, last_version, pruned_count, seqs, results = unpackb(data)
+        return cls(registered, floor, last_version, dict(zip(seqs, results, strict=True)), pruned_count)
+
+    def prune(self) -> None:
+        """Forgets results below the floor; a function of the applied entries alone, like all here."""
+        if len(self.results) > 2 * self.pruned_count + 64:
+            floor = self.floor
+            self.results = {seq: result for seq, result in self.results.items() if seq >= floor}
+            self.pruned_count = len(self.results)
+
+
+class RequestTable:
+    """All clients of one tablet, as of the commit point."""
+
+    __slots__ = ("clients", "collected_below", "dirty")
+
+    def __init__(self, collected_below: int = 0) -> None:
+        self.clients: dict[bytes, ClientRecord] = {}
+        self.collected_below = collected_below
+        self.dirty: dict[bytes, None] = {}  # clients that changed since they were last stored, in order
+
+    def load(self, records: list[tuple[bytes, bytes]]) -> None:
+        """Takes stored records, all at once or in pieces."""
+        for client, data in records:
+            self.clients[client] = ClientRecord.decode(data)
+
+    def apply(self, entry: Entry) -> None:
+        version = entry.version
+        for group in entry.groups:
+            client = group[0]
+            if client is None:
+                self._collect(group[1])
+                continue
+            seqs = group[3]
+            if client:
+                self._apply_group(client, group, version)
+            version += len(seqs)
+
+    def _apply_group(self, client: bytes, group: list[Any], version: int) -> None:
+        _, registered, floor, seqs, keys, values = group
+        record = self.clients.get(client)
+        if record is None:
+            record = self.clients[client] = ClientRecord(registered)
+        record.floor = max(record.floor, floor)
+        results = record.results
+        for offset, seq in enumerate(seqs):
+            results[seq] = version + offset if keys[offset] is not None else -values[offset]
+        record.last_version = version + len(seqs) - 1
+        record.prune()
+        self.dirty[client] = None
+
+    def _collect(self, cutoff: int) -> None:
+        for client, record in list(self.clients.items()):
+            if record.last_version < cutoff:
+                self.collected_below = max(self.collected_below, record.registered)
+                del self.clients[client]
+                self.dirty[client] = None
+
+    def cutoff(self, keep_count: int) -> int:
+        """The ``last_version`` below which clients must go so that at most ``keep_count`` stay."""
+        versions = sorted((r.last_version for r in self.clients.values()), reverse=True)
+        return versions[keep_count - 1] if keep_count <= len(versions) else 0
+
+    def take_dirty(self) -> list[tuple[bytes, bytes | None]]:
+        """What changed since the last call, encoded for the store; None for a collected client."""
+        changed: list[tuple[bytes, bytes | None]] = []
+        for client in self.dirty:
+            record = self.clients.get(client)
+            changed.append((client, record.encode() if record is not None else None))
+        self.dirty.clear()
+        return changed

@@ -1,0 +1,357 @@
+"""The coordinator's write path: judge, append, answer when committed.
+
+Rules: R16 (exactly once: new, in progress, done, stale, collected), R12 (negative answers and duplicates wait for
+the entries they were judged on, and need the right to answer), R17 (what a refused write says), R4 (answers leave
+only once their entry is committed).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from ackord.errors import BY_CODE, Conflict, Error, InvalidRequest, OutcomeUnknown, Unavailable
+from ackord.wire.messages import error_to_wire, join_row
+from ackord_node.core.effects import Reply, Responder, WriteGroup, Writes
+from ackord_node.core.log import Entry
+from ackord_node.core.reads import Reads
+from ackord_node.core.rows import apply_op, check_op
+from ackord_node.core.state import TabletState
+
+
+@dataclass(slots=True)
+class Answer:
+    """Answers that are given once ``index`` is committed."""
+
+    index: int
+    request: Responder
+    indices: list[int] | None
+    results: list[Any]
+    size: int
+
+
+@dataclass(slots=True)
+class Draft:
+    """The entry that is being built."""
+
+    version: int
+    groups: list[Any]
+    size: int = 0
+
+
+@dataclass(slots=True)
+class Verdicts:
+    """What became of one group's operations: some answered at once, some once their entry is committed;
+    ``logged`` is the group as the entry carries it."""
+
+    logged: list[Any]
+    now_indices: list[int] = field(default_factory=list)
+    now_results: list[Any] = field(default_factory=list)
+    later_indices: list[int] = field(default_factory=list)
+    later_results: list[Any] = field(default_factory=list)
+
+    def at_once(self, at: int, result: Any) -> None:
+        self.now_indices.append(at)
+        self.now_results.append(result)
+
+    def later(self, at: int, result: Any) -> None:
+        self.later_indices.append(at)
+        self.later_results.append(result)
+
+
+class WritePath:
+    def __init__(self, state: TabletState, reads: Reads) -> None:
+        self._s = state
+        self._reads = reads
+        self._in_progress: dict[bytes, dict[int, tuple[int, int]]] = {}  # client -> seq -> (index, result)
+        self._answers: deque[Answer] = deque()
+        self.pending_count = 0
+        self.pending_bytes = 0
+        self._collecting_below = 0
+        for entry in state.log.entries:  # what an earlier coordinator appended is in progress too
+            if entry.index > state.commit:
+                self._note_entry(entry)
+
+    def _note_entry(self, entry: Entry) -> None:
+        version = entry.version
+        for group in entry.groups:
+            if group[0] is None:
+                self._collecting_below = max(self._collecting_below, group[1])
+                continue
+            client, seqs, keys, values = group[0], group[3], group[4], group[5]
+            if client:
+                known = self._in_progress.setdefault(client, {})
+                for offset, seq in enumerate(seqs):
+                    result = version + offset if keys[offset] is not None else -values[offset]
+                    known[seq] = (entry.index, result)
+            version += len(seqs)
+
+    # ------------------------------------------------------------------------------ judging
+
+    def take(self, event: Writes, epoch: int, may_answer: bool) -> None:
+        """Judges the groups in order of arrival and appends what is to be done, in entries of bounded size.
+        ``may_answer``: whether a judgement on the state may be given as an answer (rules R5, R8)."""
+        s = self._s
+        draft = self._new_draft(event.wall_ms)
+        limits = s.config.limits
+        for group in event.groups:
+            room = limits.pending_ops_count - self.pending_count
+            if len(group.ops) > room or self.pending_bytes > limits.pending_bytes:
+                self._refuse(group, self._overloaded())
+                continue
+            refusal = self._client_refusal(group, event.wall_ms)
+            if refusal is not None:
+                self._refuse(group, refusal)
+                continue
+            for ops in self._slices(group):
+                self._judge_group(group, ops, draft, may_answer)
+                if draft.size >= s.config.log.entry_bytes:
+                    self._append(draft, epoch)
+                    draft = self._new_draft(event.wall_ms)
+        if draft.groups:
+            self._append(draft, epoch)
+
+    def _slices(self, group: WriteGroup) -> list[range]:
+        """The group's operations in runs that each fit an entry."""
+        bytes_max = self._s.config.log.entry_bytes
+        slices, start, size = [], 0, 0
+        for at, op in enumerate(group.ops):
+            if size > bytes_max:
+                slices.append(range(start, at))
+                start, size = at, 0
+            size += len(op[3]) if op[3] is not None else 0
+        slices.append(range(start, len(group.ops)))
+        return slices
+
+    def _new_draft(self, wall_ms: int) -> Draft:
+        s = self._s
+        draft = Draft(max(s.last_version + 1, wall_ms << 16), [])
+        keep_count = s.config.limits.clients_count
+        if len(s.requests.clients) > keep_count and not self._collecting_below:
+            cutoff = s.requests.cutoff(max(keep_count * 3 // 4, 1))
+            self._collecting_below = cutoff
+            draft.groups.append([None, cutoff])
+        return draft
+
+    def _client_refusal(self, group: WriteGroup, wall_ms: int) -> Error | None:
+        """Rule R16, for the client as a whole."""
+        s, client = self._s, group.client
+        if not client or client in self._in_progress:
+            return None
+        record = s.requests.clients.get(client)
+        if record is None:
+            ahead = s.config.limits.registered_ahead_ms
+            if group.registered <= s.requests.collected_below:
+                return OutcomeUnknown(
+                    "this client has been collected: what became of its earlier writes is no longer known",
+                    reason="client_collected",
+                )
+            if group.registered > (wall_ms + ahead) << 16:
+                return InvalidRequest(
+                    f"registered={group.registered} lies more than {ahead} ms ahead of the coordinator's clock",
+                    field="registered",
+                    value=group.registered,
+                    limit=ahead,
+                )
+        elif record.last_version < self._collecting_below:
+            return Unavailable("this client is being collected", reason="client_collecting", retry_after_ms=20)
+        elif len(record.results) - record.pruned_count > s.config.limits.client_results_count:
+            return self._overloaded()
+        return None
+
+    def _judge_group(self, group: WriteGroup, ops: range, draft: Draft, may_answer: bool) -> None:
+        """Judges one group's operations into the draft, whose entry will stand at the log's end + 1."""
+        s = self._s
+        index = s.log.end + 1
+        verdicts = Verdicts([group.client, group.registered, group.floor, [], [], []])
+        known = self._in_progress.setdefault(group.client, {}) if group.client else None
+        record = s.requests.clients.get(group.client)
+        for at in ops:
+            op = group.ops[at]
+            if known is not None and self._answer_known(at, op, record, known, may_answer, verdicts):
+                continue
+            self._judge(at, op, index, draft, known, may_answer, verdicts)
+        if verdicts.logged[3]:
+            draft.groups.append(verdicts.logged)
+        elif known is not None and not known:
+            del self._in_progress[group.client]
+        self._answer(group, ops, s.log.end + bool(draft.groups), verdicts)
+
+    def _judge(
+        self,
+        at: int,
+        op: list[Any],
+        index: int,
+        draft: Draft,
+        known: dict[int, tuple[int, int]] | None,
+        may_answer: bool,
+        verdicts: Verdicts,
+    ) -> None:
+        limits = self._s.config.limits
+        try:
+            body = check_op(op, limits)
+        except Error as error:
+            verdicts.at_once(at, error_to_wire(error))
+            return
+        version, key = draft.version, op[2]
+        try:
+            columns = apply_op(op, body, self._reads.newest_row, limits)
+        except Error as error:
+            if known is None or op[6] <= 1:
+                if may_answer:
+                    verdicts.later(at, self._negative(op, error))
+                else:
+                    verdicts.at_once(at, error_to_wire(no_right_to_answer()))
+                return
+            # An earlier attempt may still be under way: the refusal is recorded, so that it cannot run later.
+            _log(verdicts.logged, op[0], None, error.code)
+            known[op[0]] = (index, -error.code)
+            verdicts.later(at, self._negative(op, error))
+        else:
+            value = join_row(version, columns) if columns is not None else None
+            self._s.overlay.pending[key] = (index, value)
+            _log(verdicts.logged, op[0], key, value)
+            draft.size += len(key) + (len(value) if value is not None else 0)
+            if known is not None:
+                known[op[0]] = (index, version)
+            verdicts.later(at, version)
+        draft.version += 1
+        draft.size += 24
+
+    def _answer_known(
+        self,
+        at: int,
+        op: list[Any],
+        record: Any,
+        known: dict[int, tuple[int, int]],
+        may_answer: bool,
+        verdicts: Verdicts,
+    ) -> bool:
+        """Rule R16: a sequence number that was seen before is not executed again. True if that is so."""
+        seq = op[0]
+        progress = known.get(seq)
+        result = progress[1] if progress is not None else None
+        if result is None and record is not None:
+            if seq < record.floor:
+                verdicts.at_once(
+                    at,
+                    error_to_wire(
+                        OutcomeUnknown(
+                            f"sequence {seq} is below the client's acknowledged floor {record.floor}",
+                            reason="stale",
+                        )
+                    ),
+                )
+                return True
+            result = record.results.get(seq)
+        if result is None:
+            return False
+        if not may_answer:
+            verdicts.at_once(at, error_to_wire(no_right_to_answer()))
+        elif result >= 0:
+            verdicts.later(at, result)
+        else:
+            error = BY_CODE.get(-result, Error)("the first attempt of this write was refused", repeated=True)
+            verdicts.later(at, self._negative(op, error))
+        return True
+
+    def _negative(self, op: list[Any], error: Error) -> list[Any]:
+        current = self._reads.newest_row(op[2]) if isinstance(error, Conflict) else None
+        return error_to_wire(error, current)
+
+    def _append(self, draft: Draft, epoch: int) -> None:
+        s = self._s
+        entry = Entry.create(s.tablet, epoch, s.log.end + 1, draft_first_version(draft), draft.groups)
+        s.append(entry)
+
+    # ---------------------------------------------------------------------------- answering
+
+    def _answer(self, group: WriteGroup, ops: range, index: int, verdicts: Verdicts) -> None:
+        s = self._s
+        is_all = len(ops) == len(group.ops)
+        if verdicts.now_indices:
+            whole = is_all and not verdicts.later_indices
+            s.out.append(
+                Reply(group.request, None if whole else verdicts.now_indices, verdicts.now_results)
+            )
+        if verdicts.later_indices:
+            whole = is_all and not verdicts.now_indices
+            size = sum(len(group.ops[at][3] or b"") for at in ops)
+            self._answers.append(
+                Answer(index, group.request, None if whole else verdicts.later_indices, verdicts.later_results, size)
+            )
+            self.pending_count += len(verdicts.later_results)
+            self.pending_bytes += size
+
+    def _refuse(self, group: WriteGroup, error: Error) -> None:
+        refusal = error_to_wire(error)
+        self._s.out.append(Reply(group.request, None, [refusal] * len(group.ops)))
+
+    def refuse_all(self, event: Writes, error: Error) -> None:
+        for group in event.groups:
+            self._refuse(group, error)
+
+    def _overloaded(self) -> Unavailable:
+        limits = self._s.config.limits
+        return Unavailable(
+            f"{self.pending_count} writes of this tablet are undecided (limit {limits.pending_ops_count}), "
+            f"{self.pending_bytes} bytes (limit {limits.pending_bytes})",
+            reason="overloaded",
+            retry_after_ms=50,
+        )
+
+    def advance(self, committed: list[Entry]) -> None:
+        """Entries were committed: gives the answers that waited for them."""
+        for entry in committed:
+            for group in entry.groups:
+                if group[0] is None:
+                    self._collecting_below = 0
+                elif group[0]:
+                    self._forget(group[0], group[3], entry.index)
+        answers, commit = self._answers, self._s.commit
+        while answers and answers[0].index <= commit:
+            answer = answers.popleft()
+            self.pending_count -= len(answer.results)
+            self.pending_bytes -= answer.size
+            self._s.out.append(Reply(answer.request, answer.indices, answer.results))
+
+    def _forget(self, client: bytes, seqs: list[int], index: int) -> None:
+        known = self._in_progress.get(client)
+        if known is None:
+            return
+        for seq in seqs:
+            found = known.get(seq)
+            if found is not None and found[0] <= index:
+                del known[seq]
+        if not known:
+            del self._in_progress[client]
+
+    def end(self) -> None:
+        """The epoch ended: what is not committed here may be committed by the next coordinator (rule R17)."""
+        unknown = error_to_wire(
+            OutcomeUnknown("the tablet's coordinator changed while the write was under way", reason="epoch_ended")
+        )
+        while self._answers:
+            answer = self._answers.popleft()
+            self._s.out.append(Reply(answer.request, answer.indices, [unknown] * len(answer.results)))
+        self.pending_count = self.pending_bytes = 0
+
+
+def no_right_to_answer() -> Unavailable:
+    """A judgement on the state is a read: it needs authority (rule R5) and a committed tail (rule R8)."""
+    return Unavailable(
+        "the coordinator may not answer from its state now", reason="no_authority", retry_after_ms=20
+    )
+
+
+def _log(logged: list[Any], seq: int, key: bytes | None, value: Any) -> None:
+    logged[3].append(seq)
+    logged[4].append(key)
+    logged[5].append(value)
+
+
+def draft_first_version(draft: Draft) -> int:
+    """The version of the draft's first write: versions are given consecutively."""
+    count = sum(len(group[3]) for group in draft.groups if group[0] is not None)
+    return draft.version - count

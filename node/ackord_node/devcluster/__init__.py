@@ -1,0 +1,1 @@
+"""What `make cluster` needs to run a whole cluster on one machine."""

@@ -1,0 +1,1 @@
+"""Drives the core: event loop, batching, timers."""

@@ -1,0 +1,245 @@
+"""Tables: the catalogue as this node knows it, and the operations on it.
+
+Rules: R18 (tablets have ids that are never used twice; a drop marks every descriptor in a new epoch and returns
+after every authority and lease has ended), R17 (what a failed table operation says).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ackord.errors import OutcomeUnknown, TableExists, TableNotFound, Unavailable
+from ackord.wire.frames import packb, unpackb
+from ackord.wire.keys import KeySchema
+from ackord.wire.limits import Limits
+from ackord.wire.messages import TableDefinition, TabletRange, check_table_name, split_starts
+from ackord_node.core.types import Descriptor, Timing
+from ackord_node.ports import Cas, Clock, Coordination, CoordinationError
+from ackord_node.runtime.placement import place
+
+log = logging.getLogger("ackord.tables")
+
+TABLET_BITS = 16  # a tablet's id is the table's id << 16 | its number
+SERVED_WAIT_S = 15.0  # create_table waits so long for its tablets to be served
+TRIES_COUNT = 10
+
+
+class Catalogue:
+    """``tables`` holds what stands now; ``descriptors`` what was last seen of each tablet."""
+
+    def __init__(
+        self,
+        coordination: Coordination,
+        clock: Clock,
+        limits: Limits,
+        timing: Timing,
+        nodes: list[str],
+        replicas_count: int,
+        min_in_sync: int,
+    ) -> None:
+        self._coordination = coordination
+        self._clock = clock
+        self._limits = limits
+        self._timing = timing
+        self._nodes = nodes
+        self._replicas_count = replicas_count
+        self._min_in_sync = min_in_sync
+        self.tables: dict[str, TableDefinition] = {}
+        self.descriptors: dict[int, tuple[Descriptor, int]] = {}
+        self.changed = asyncio.Event()  # set, and replaced, at every change of a descriptor
+        self.version = 0
+        self.on_refresh: Callable[[], None] = lambda: None
+
+    # -------------------------------------------------------------------------------- reading
+
+    def table(self, name: str) -> TableDefinition:
+        found = self.tables.get(name)
+        if found is None:
+            raise TableNotFound(f"there is no table {name!r}", table=name)
+        return found
+
+    def tablet(self, tablet: int) -> TableDefinition | None:
+        table_id = tablet >> TABLET_BITS
+        return next((t for t in self.tables.values() if t.id == table_id), None)
+
+    def descriptor_seen(self, tablet: int, descriptor: Descriptor, version: int) -> bool:
+        known = self.descriptors.get(tablet)
+        if known is not None and known[1] >= version:
+            return False
+        self.descriptors[tablet] = (descriptor, version)
+        self.touch()
+        return True
+
+    def touch(self) -> None:
+        self.version += 1
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    async def refresh(self) -> None:
+        """Reads the tables that stand."""
+        found = await self._coordination.tables()
+        tables: dict[str, TableDefinition] = {}
+        for name, (data, _) in found.items():
+            definition = TableDefinition.from_wire(unpackb(data))
+            if definition.state == "active":
+                tables[name] = definition
+        if tables != self.tables:
+            self.tables = tables
+            self.touch()
+        self.on_refresh()
+
+    # ------------------------------------------------------------------------------- changing
+
+    async def create(self, name: str, key: list[list[str]], split_at: list[Any]) -> TableDefinition:
+        check_table_name(name, self._limits)
+        schema = KeySchema.from_wire(key)
+        starts = split_starts(schema, split_at, self._limits)
+        async with _Certainty(f"create table {name!r}") as certainty:
+            standing = await self._standing(name)
+            if standing is None:
+                self._check_room()
+                definition = await self._record(name, schema, starts)
+                certainty.is_sent = True
+                standing = await self._publish(definition)
+            _check_same(standing, schema, starts)
+            await self.refresh()
+            await self._wait_served(standing)
+            return standing
+
+    async def _standing(self, name: str) -> TableDefinition | None:
+        found = (await self._coordination.tables()).get(name)
+        if found is None:
+            return None
+        definition = TableDefinition.from_wire(unpackb(found[0]))
+        if definition.state != "active":
+            raise Unavailable(f"table {name!r} is being dropped", reason="dropping", retry_after_ms=1000)
+        return definition
+
+    def _check_room(self) -> None:
+        if len(self.tables) >= self._limits.tables_count:
+            raise Unavailable(
+                f"there are {len(self.tables)} tables, the limit is {self._limits.tables_count}",
+                reason="limit",
+                limit=self._limits.tables_count,
+            )
+
+    async def _record(self, name: str, schema: KeySchema, starts: list[bytes]) -> TableDefinition:
+        """Descriptors first: a table that can be seen has all of its tablets."""
+        table_id = await self._coordination.next_id()
+        ends: list[bytes | None] = [*starts[1:], None]
+        existing = [d.replicas for d, _ in self.descriptors.values() if not d.dropped]
+        orders = place(self._nodes, self._replicas_count, existing, len(starts))
+        tablets = []
+        for number, (start, end, order) in enumerate(zip(starts, ends, orders, strict=True)):
+            tablet = table_id << TABLET_BITS | number
+            newborn = Descriptor(tablet, 0, None, 0, frozenset(), order, self._min_in_sync, start, end)
+            await self._coordination.create_descriptor(tablet, newborn.encode())
+            tablets.append(TabletRange(tablet, start, end))
+        return TableDefinition(table_id, name, schema, tuple(tablets))
+
+    async def _publish(self, definition: TableDefinition) -> TableDefinition:
+        outcome = await self._coordination.create_table(definition.name, packb(definition.to_wire()))
+        if outcome is Cas.WON:
+            log.info("created table %s with %d tablets", definition.name, len(definition.tablets))
+            return definition
+        standing = await self._standing(definition.name)
+        if standing is None:
+            raise Unavailable(f"table {definition.name!r} was not created; try again", reason="conflict")
+        return standing
+
+    async def _wait_served(self, definition: TableDefinition) -> None:
+        """Until every tablet has its copies in sync; at the minimum after half of the wait."""
+        begun = self._clock.now()
+        while True:
+            waited = self._clock.now() - begun
+            wanted = self._replicas_count if waited < SERVED_WAIT_S / 3 else self._min_in_sync
+            if all(self._is_served(t.id, wanted) for t in definition.tablets):
+                return
+            if waited > SERVED_WAIT_S:
+                raise Unavailable(
+                    f"table {definition.name!r} stands, but not all of its tablets are served yet",
+                    reason="not_served",
+                    retry_after_ms=1000,
+                )
+            try:
+                await asyncio.wait_for(self.changed.wait(), 0.1)
+            except TimeoutError:
+                continue
+
+    def _is_served(self, tablet: int, members_count: int) -> bool:
+        known = self.descriptors.get(tablet)
+        return known is not None and known[0].coordinator is not None and len(known[0].in_sync) >= members_count
+
+    async def drop(self, name: str) -> None:
+        async with _Certainty(f"drop table {name!r}") as certainty:
+            found = (await self._coordination.tables()).get(name)
+            if found is None:
+                raise TableNotFound(f"there is no table {name!r}", table=name)
+            definition = TableDefinition.from_wire(unpackb(found[0]))
+            certainty.is_sent = True
+            if definition.state == "active":
+                marked = packb(replace(definition, state="dropping").to_wire())
+                await self._coordination.update_table(name, marked, found[1])
+            await self.refresh()
+            for tablet in definition.tablets:
+                await self._mark_dropped(tablet.id)
+            # Authorities and leases of the old epochs end within L by their holders' clocks (R5, R6, R7).
+            await asyncio.sleep(self._timing.promise)
+            await self._delete(name, definition.id)
+            await self.refresh()
+            log.info("dropped table %s", name)
+
+    async def _mark_dropped(self, tablet: int) -> None:
+        for _ in range(TRIES_COUNT):
+            found = await self._coordination.descriptor(tablet)
+            if found is None:
+                return
+            descriptor = Descriptor.decode(found[0])
+            if descriptor.dropped:
+                return
+            marked = replace(descriptor, epoch=descriptor.epoch + 1, coordinator=None, incarnation=0, dropped=True)
+            if await self._coordination.swap_descriptor(tablet, marked.encode(), found[1]) is Cas.WON:
+                return
+        raise OutcomeUnknown(f"tablet {tablet:x} could not be marked as dropped; drop the table again")
+
+    async def _delete(self, name: str, table_id: int) -> None:
+        for _ in range(TRIES_COUNT):
+            found = (await self._coordination.tables()).get(name)
+            if found is None or TableDefinition.from_wire(unpackb(found[0])).id != table_id:
+                return
+            if await self._coordination.delete_table(name, found[1]) is Cas.WON:
+                return
+        raise OutcomeUnknown(f"table {name!r} is marked as dropped; drop it again to finish")
+
+
+class _Certainty:
+    """Turns the coordination service's absence into what the caller must know (rule R17)."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self.is_sent = False
+
+    async def __aenter__(self) -> _Certainty:
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, CoordinationError):
+            if self.is_sent:
+                raise OutcomeUnknown(f"{self._what}: {error}", reason="coordination") from error
+            raise Unavailable(
+                f"{self._what}: the coordination service cannot be reached ({error})",
+                reason="coordination",
+                retry_after_ms=1000,
+            ) from error
+
+
+def _check_same(standing: TableDefinition, schema: KeySchema, starts: list[bytes]) -> None:
+    if standing.key != schema or [t.start for t in standing.tablets] != starts:
+        raise TableExists(
+            f"table {standing.name!r} exists with another key or split: {standing.key.to_wire()}",
+            table=standing.name,
+        )

@@ -1,0 +1,19 @@
+"""What the runtime tells whoever watches it (metrics); the server's Metrics has these methods."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Observer(Protocol):
+    def engine_commit(self, entries_count: int, seconds: float) -> None: ...
+
+    def loop_lag(self, seconds: float) -> None: ...
+
+    def queue(self, name: str, size: int) -> None: ...
+
+    def peer_link(self, peer: str, is_up: bool) -> None: ...
+
+    def tablet(self, tablet: int, in_sync_count: int, lag_entries: dict[str, int]) -> None: ...
+
+    def forget_tablet(self, tablet: int) -> None: ...

@@ -1,0 +1,38 @@
+"""Requests of clients on their way through the core: who is to be answered, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ackord_node.runtime.service import Respond
+
+
+class Request:
+    """One request group; the core's ``Reply`` effects lead back here."""
+
+    __slots__ = ("_respond", "_rid")
+
+    def __init__(self, rid: int, respond: Respond) -> None:
+        self._rid = rid
+        self._respond = respond
+
+    def answer(self, indices: list[int] | None, results: list[Any]) -> None:
+        self._respond([self._rid, indices, results])
+
+
+class Deferred:
+    """Something that is done once the commit point has reached what it waits for, such as a scan."""
+
+    __slots__ = ("_done", "_refused")
+
+    def __init__(self, done: Callable[[], None], refused: Callable[[], None]) -> None:
+        self._done = done
+        self._refused = refused
+
+    def answer(self, indices: list[int] | None, results: list[Any]) -> None:
+        """``results`` holds an error if it was refused, nothing if it may go on."""
+        if results:
+            self._refused()
+        else:
+            self._done()

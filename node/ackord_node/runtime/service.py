@@ -1,0 +1,64 @@
+"""What the HTTP faces (server/) need from the node, as one protocol; the runtime implements it.
+
+``submit`` takes a group of the public protocol whose shape was checked already: types, counts, lengths. What
+needs the table's definition or the tablet's state (key schema, columns, conditions) is checked behind it. It
+never raises for the state of the cluster: an error is an answer like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ackord.wire.limits import Limits
+from ackord.wire.messages import TableDefinition
+
+Respond = Callable[[list[Any]], None]
+
+
+class Service(Protocol):
+    """One node, as its clients see it."""
+
+    name: str
+    cluster: str
+    cluster_id: str
+    incarnation: int
+    limits: Limits
+
+    def now_version(self) -> int:
+        """The hybrid logical clock now, for a client that registers (rule R16)."""
+
+    def submit(self, group: list[Any], respond: Respond) -> None:
+        """Takes one request group ``[rid, op, tablet, ...]``. ``respond`` gets ``[rid, indices|None|-1,
+        results]``, perhaps before this returns, perhaps in parts, until each operation is answered once."""
+
+    def flush(self) -> None:
+        """All groups of one frame were submitted: what they queued may leave as one batch."""
+
+    def routing(self) -> dict[str, Any]:
+        """The body of ``GET /v1/routing``; bytes are bytes."""
+
+    def table(self, name: str) -> TableDefinition:
+        """Raises TableNotFound."""
+
+    def coordinator_of(self, tablet: int) -> str | None:
+        """The node that orders the tablet's writes, as far as this node knows."""
+
+    def address_of(self, node: str) -> str | None:
+        """``"http://host:port"`` of a node of cluster.yaml."""
+
+    async def create_table(self, name: str, key: list[list[str]], split_at: list[Any]) -> TableDefinition:
+        """Creates the table and returns once its tablets are recorded; TableExists, InvalidRequest,
+        Unavailable, OutcomeUnknown. The same definition again answers with the table that stands."""
+
+    async def drop_table(self, name: str) -> None:
+        """Returns after every authority and lease has ended (rule R18); TableNotFound, OutcomeUnknown."""
+
+    async def status(self) -> dict[str, Any]:
+        """The body of ``GET /v1/status``."""
+
+    def ready(self) -> tuple[bool, str]:
+        """(True, "") if this node serves what it should, else (False, why not)."""
+
+    async def recover(self, request: dict[str, Any]) -> dict[str, Any]:
+        """An operator's recovery request (``POST /admin/v1/recover``), answered with what was done."""

@@ -1,0 +1,321 @@
+"""Drives one tablet's core: feeds it events one at a time, carries out its effects, and batches writes.
+
+Writes that arrive while ``PIPELINE_ENTRIES`` entries are under way wait and leave as one entry, so that the cost of
+an entry is shared by whatever queued up meanwhile (DESIGN section 4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from ackord.errors import Error, InvalidRequest, Unavailable
+from ackord.wire.keys import KeySchema
+from ackord.wire.messages import WHOLE_GROUP, error_to_wire
+from ackord_node.core import effects as e
+from ackord_node.core.log import Entry, RecordCorrupt
+from ackord_node.core.messages import Message
+from ackord_node.core.replica import READ_WAIT_S, Replica
+from ackord_node.core.types import Descriptor
+from ackord_node.ports import Cas, Clock, Coordination, CoordinationError, Engine, EngineCorrupt, LockAttempt
+from ackord_node.runtime.committer import Committer, Source
+from ackord_node.runtime.requests import Deferred, Request
+from ackord_node.runtime.scan import Range, page
+from ackord_node.runtime.service import Respond
+from ackord_node.runtime.snapshots import Snapshots
+
+PIPELINE_ENTRIES = 2  # entries under way before writes are gathered
+READ_LOG_COUNT = 4096
+
+log = logging.getLogger("ackord.tablet")
+_OUTCOMES = {Cas.WON: e.SwapOutcome.WON, Cas.LOST: e.SwapOutcome.LOST, Cas.UNKNOWN: e.SwapOutcome.UNKNOWN}
+_LOCKS = {
+    LockAttempt.HELD: e.LockOutcome.HELD,
+    LockAttempt.TAKEN: e.LockOutcome.TAKEN,
+    LockAttempt.UNKNOWN: e.LockOutcome.UNKNOWN,
+}
+
+
+class Surroundings(Protocol):
+    """What a host needs from its node."""
+
+    clock: Clock
+    engine: Engine
+    coordination: Coordination
+    committer: Committer
+
+    def send(self, node: str, message: Message, urgent: bool) -> None: ...
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None: ...
+
+    def lock_owner(self) -> bytes: ...
+
+    def tablet_changed(self, host: TabletHost) -> None: ...
+
+
+class EngineRows:
+    """The tablet's stored rows, as the core reads them."""
+
+    def __init__(self, engine: Engine, tablet: int) -> None:
+        self._get, self._get_many, self._tablet = engine.get, engine.get_many, tablet
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._get(self._tablet, key)
+
+    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        return self._get_many(self._tablet, keys)
+
+
+class TabletHost(Source):
+    def __init__(self, around: Surroundings, replica: Replica, schema: KeySchema) -> None:
+        self.replica = replica
+        self.tablet = replica.state.tablet
+        self._around = around
+        self._schema = schema
+        self._clock = around.clock
+        self._events: deque[e.Event] = deque()
+        self._is_stepping = False
+        self._queued: list[e.WriteGroup] = []
+        self._queued_count = 0
+        self._snapshots = Snapshots(around.engine, around.committer, self.tablet, replica, self.feed)
+        self._role: tuple[int | None, bool] = (None, False)
+        self._effects: dict[type, Callable[[Any], None]] = {
+            e.Send: lambda x: around.send(x.node, x.message, x.urgent),
+            e.Reply: lambda x: x.request.answer(x.indices, x.results),
+            e.Persist: lambda x: around.committer.want(self.tablet, self),
+            e.Swap: lambda x: around.spawn(self._swap(x)),
+            e.ReadDescriptor: lambda x: around.spawn(self._read_descriptor()),
+            e.AcquireLock: lambda x: around.spawn(self._acquire_lock()),
+            e.ReleaseLock: lambda x: around.spawn(self._release_lock()),
+            e.ReadLog: self._read_log,
+            e.OpenSnapshot: lambda x: around.spawn(self._snapshots.open(x.node, x.snapshot_id)),
+            e.NextChunk: lambda x: self._snapshots.next_chunk(x.node, x.snapshot_id),
+            e.CloseSnapshot: lambda x: self._snapshots.close(x.node, x.snapshot_id),
+            e.Note: lambda x: log.log(getattr(logging, x.level.upper()), "%s", x.text),
+        }
+
+    # ------------------------------------------------------------------------------- stepping
+
+    def feed(self, event: e.Event) -> None:
+        """Takes an event; events that effects bring about are taken after it, in order."""
+        self._events.append(event)
+        if self._is_stepping:
+            return
+        self._is_stepping = True
+        try:
+            while self._events:
+                self._step(self._events.popleft())
+        finally:
+            self._is_stepping = False
+        role = (self.replica.state.descriptor_version, self.replica.coordinator is not None)
+        if role != self._role:
+            self._role = role
+            self._around.tablet_changed(self)
+
+    def _step(self, event: e.Event) -> None:
+        try:
+            out = self.replica.step(event, self._clock.now())
+        except EngineCorrupt as error:
+            self._events.append(e.Corrupted(str(error)))
+            return
+        for effect in out:
+            self._effects[type(effect)](effect)
+        if self._queued and not self._events:
+            self._flush_writes()
+
+    def tick(self, now: float) -> None:
+        if self.replica.wake_at <= now:
+            self.feed(e.Tick())
+
+    # ---------------------------------------------------------------------------- persistence
+
+    def take_batch(self) -> e.TabletBatch | None:
+        return self.replica.take_batch()
+
+    def stored(self, batch: e.TabletBatch) -> None:
+        self.feed(e.Durable(batch))
+
+    def unstored(self, batch: e.TabletBatch) -> None:
+        self.replica.unstored(batch)
+
+    # -------------------------------------------------------------------------------- clients
+
+    def get(self, rid: int, keys: list[bytes], respond: Respond) -> None:
+        try:
+            found = self.replica.get_many(Request(rid, respond), keys, self._clock.now())
+        except EngineCorrupt as error:
+            self.feed(e.Corrupted(str(error)))
+            found = None
+        if found is None:
+            respond([rid, WHOLE_GROUP, self._elsewhere("no_lease")])
+            return
+        rows, late = found
+        if not late:
+            respond([rid, None, rows])
+        elif len(late) < len(rows):
+            waiting = set(late)
+            ready = [at for at in range(len(rows)) if at not in waiting]
+            respond([rid, ready, [rows[at] for at in ready]])
+
+    def scan(self, rid: int, wanted: Range, respond: Respond) -> None:
+        """Rule R12 for a range: as for a key, where any pending entry inside it makes the scan wait."""
+        replica, now = self.replica, self._clock.now()
+
+        def refused() -> None:
+            respond([rid, WHOLE_GROUP, self._elsewhere("no_lease")])
+
+        if not replica.may_read(now):
+            refused()
+        elif replica.coordinator is not None or not replica.reads.has_pending_in(wanted.start, wanted.end):
+            self._answer_scan(rid, wanted, respond)
+        else:
+            waiter = Deferred(lambda: self._answer_scan(rid, wanted, respond), refused)
+            if not replica.reads.wait(waiter, [], [], now + READ_WAIT_S):
+                refused()
+
+    def _answer_scan(self, rid: int, wanted: Range, respond: Respond) -> None:
+        try:
+            rows, exhausted = page(
+                self._around.engine, self.tablet, wanted, self.replica.state.overlay.unapplied
+            )
+        except EngineCorrupt as error:
+            self.feed(e.Corrupted(str(error)))
+            respond([rid, WHOLE_GROUP, self._elsewhere("no_lease")])
+            return
+        respond([rid, None, [[rows, exhausted]]])
+
+    def write(self, group: list[Any], respond: Respond) -> None:
+        """Queues ``[rid, OP_WRITE, tablet, client, registered, floor, ops]``; ``flush`` takes it on."""
+        rid, _, _, client, registered, floor, ops = group
+        state = self.replica.state
+        if self.replica.coordinator is None:
+            respond([rid, WHOLE_GROUP, self._elsewhere("not_coordinator")])
+            return
+        if self._queued_count + len(ops) > state.config.limits.pending_ops_count:
+            respond([rid, WHOLE_GROUP, self._overloaded()])
+            return
+        bad = self._bad_keys(ops)
+        if bad:
+            good = [at for at in range(len(ops)) if at not in bad]
+            respond([rid, sorted(bad), [bad[at] for at in sorted(bad)]])
+            if not good:
+                return
+            request: Any = _Subset(Request(rid, respond), good)
+            ops = [ops[at] for at in good]
+        else:
+            request = Request(rid, respond)
+        self._queued.append(e.WriteGroup(request, client, registered, floor, ops))
+        self._queued_count += len(ops)
+
+    def _bad_keys(self, ops: list[list[Any]]) -> dict[int, list[Any]]:
+        d, is_valid = self.replica.state.descriptor, self._schema.is_valid
+        assert d is not None
+        start, end = d.start, d.end
+        bad: dict[int, list[Any]] = {}
+        for at, op in enumerate(ops):
+            key = op[2]
+            if key < start or (end is not None and key >= end):
+                bad[at] = self._elsewhere("stale_routing")
+            elif not is_valid(key):
+                error = InvalidRequest(f"the key {key[:32]!r} does not fit the table's key columns", field="key")
+                bad[at] = error_to_wire(error)
+        return bad
+
+    def flush(self) -> None:
+        if self._queued and not self._is_stepping:
+            self._flush_writes()
+
+    def _flush_writes(self) -> None:
+        s = self.replica.state
+        is_full = self.replica.coordinator is not None and s.log.end - s.commit >= PIPELINE_ENTRIES
+        if is_full:
+            return
+        groups, self._queued, self._queued_count = self._queued, [], 0
+        self.feed(e.Writes(groups, self._clock.wall_ms()))
+
+    def _elsewhere(self, reason: str) -> list[Any]:
+        """Certainly not done here: who may do it, as far as this node knows."""
+        d = self.replica.state.descriptor
+        known = d.coordinator if d is not None else None
+        detail = {"coordinator": known} if known is not None and known != self.replica.state.node else {}
+        text = f"{self.replica.state.node} cannot serve this request for tablet {self.tablet:x} now"
+        return error_to_wire(Unavailable(text, reason=reason, retry_after_ms=20, **detail))
+
+    def _overloaded(self) -> list[Any]:
+        limit = self.replica.state.config.limits.pending_ops_count
+        error: Error = Unavailable(
+            f"{self._queued_count} writes of this tablet wait already, the limit is {limit}",
+            reason="overloaded",
+            limit=limit,
+            retry_after_ms=50,
+        )
+        return error_to_wire(error)
+
+    # --------------------------------------------------------------------- coordination service
+
+    async def _swap(self, effect: e.Swap) -> None:
+        try:
+            cas = await self._around.coordination.swap_descriptor(
+                self.tablet, effect.descriptor.encode(), effect.version
+            )
+            outcome = _OUTCOMES[cas]
+        except CoordinationError:
+            outcome = e.SwapOutcome.UNSENT
+        self.feed(e.SwapDone(effect.ticket, outcome))
+
+    async def _read_descriptor(self) -> None:
+        try:
+            found = await self._around.coordination.descriptor(self.tablet)
+        except CoordinationError:
+            return
+        if found is not None:
+            self.feed(e.DescriptorSeen(Descriptor.decode(found[0]), found[1]))
+
+    async def _acquire_lock(self) -> None:
+        try:
+            attempt = await self._around.coordination.acquire_lock(self.tablet, self._around.lock_owner())
+        except CoordinationError:
+            attempt = LockAttempt.UNKNOWN
+        self.feed(e.LockDone(_LOCKS[attempt]))
+
+    async def _release_lock(self) -> None:
+        try:
+            await self._around.coordination.release_lock(self.tablet)
+        except CoordinationError as error:
+            log.debug("lock of tablet %x: %s", self.tablet, error)
+
+    # -------------------------------------------------------------------------------- catch-up
+
+    def _read_log(self, effect: e.ReadLog) -> None:
+        """Entries that are no longer in memory, verified before they leave (rule R14)."""
+        bytes_max = self.replica.state.config.log.append_bytes
+        try:
+            found = self._around.engine.read_log(self.tablet, effect.first, READ_LOG_COUNT, bytes_max)
+            for _, record in found:
+                Entry.decode(self.tablet, record)
+        except (EngineCorrupt, RecordCorrupt) as error:
+            self.feed(e.Corrupted(str(error)))
+            return
+        # In a later turn of the loop, so that a long catch-up lets others in.
+        event = e.LogRead(effect.node, effect.first, [record for _, record in found])
+        asyncio.get_running_loop().call_soon(self.feed, event)
+
+    def close(self) -> None:
+        self._snapshots.close_all()
+
+
+class _Subset:
+    """Answers of the operations that were passed on, put back to their places in the whole group."""
+
+    __slots__ = ("_places", "_request")
+
+    def __init__(self, request: Request, places: list[int]) -> None:
+        self._request = request
+        self._places = places
+
+    def answer(self, indices: list[int] | None, results: list[Any]) -> None:
+        places = self._places if indices is None else [self._places[at] for at in indices]
+        self._request.answer(places, results)

@@ -1,0 +1,170 @@
+"""The shape of request groups: checked before anything of a stream reaches the node's state.
+
+Only types, counts and lengths, on a path that sees every operation; whether a key fits the table or a body
+holds valid columns is judged behind the service, where the table is known.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ackord.errors import InvalidRequest
+from ackord.wire.limits import Limits
+from ackord.wire.messages import (
+    CLIENT_ID_BYTES,
+    COND_IF_EXISTS,
+    COND_IF_VERSION,
+    KIND_DELETE,
+    KIND_PUT,
+    OP_GET,
+    OP_SCAN,
+    OP_WRITE,
+)
+
+INT64_MAX = 2**63 - 1
+_GET_ITEMS, _WRITE_ITEMS, _SCAN_ITEMS, _OP_ITEMS = 4, 7, 8, 7
+
+
+class GroupChecker:
+    """Checks groups against one node's limits."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._row_bytes_max = limits.row_bytes
+        # each byte of a text column can take two when encoded, and each column ends with two
+        self._key_bytes_max = limits.key_columns_count * (2 * limits.key_column_bytes + 2)
+
+    def rid_of(self, group: Any) -> int | None:
+        """The group's number, None if there is none that an answer could carry."""
+        if (
+            type(group) is not list
+            or not group
+            or type(group[0]) is not int
+            or not 0 <= group[0] <= INT64_MAX
+        ):
+            return None
+        return group[0]
+
+    def check(self, group: list[Any]) -> int:
+        """How many operations the group holds; InvalidRequest if its shape is wrong."""
+        if len(group) < 3 or type(group[1]) is not int:
+            raise _bad("group", "a group is [rid, op, tablet, ...]")
+        op, tablet = group[1], group[2]
+        if type(tablet) is not int or not 0 < tablet <= INT64_MAX:
+            raise _bad("tablet", f"the tablet {_shown(tablet)} is not a positive integer")
+        if op == OP_WRITE:
+            return self._check_write(group)
+        if op == OP_GET:
+            return self._check_get(group)
+        if op == OP_SCAN:
+            return self._check_scan(group)
+        raise _bad("op", f"unknown operation {_shown(op)}", [OP_GET, OP_WRITE, OP_SCAN])
+
+    def _check_get(self, group: list[Any]) -> int:
+        if len(group) != _GET_ITEMS:
+            raise _bad("group", "a GET is [rid, 1, tablet, [key, ...]]")
+        keys = group[3]
+        count = self._count(keys, "keys")
+        for key in keys:
+            if type(key) is not bytes or len(key) > self._key_bytes_max:
+                raise self._bad_key(key)
+        return count
+
+    def _check_write(self, group: list[Any]) -> int:
+        if len(group) != _WRITE_ITEMS:
+            raise _bad("group", "a WRITE is [rid, 2, tablet, client_id, registered, floor, [op, ...]]")
+        _, _, _, client_id, registered, floor, ops = group
+        if type(client_id) is not bytes or len(client_id) != CLIENT_ID_BYTES:
+            raise _bad("client_id", f"client_id must be {CLIENT_ID_BYTES} bytes", CLIENT_ID_BYTES)
+        if type(registered) is not int or not 0 < registered <= INT64_MAX:
+            raise _bad("registered", f"registered must be a version, not {_shown(registered)}")
+        if type(floor) is not int or not 0 <= floor <= INT64_MAX:
+            raise _bad("floor", f"floor must be a sequence number, not {_shown(floor)}")
+        count = self._count(ops, "operations")
+        key_bytes_max = self._key_bytes_max
+        for op in ops:
+            if type(op) is not list or len(op) != _OP_ITEMS:
+                raise _bad("op", "an operation is [seq, kind, key, body, cond, cond_value, attempt]")
+            seq, kind, key, body, cond, cond_value, attempt = op
+            if type(seq) is not int or not 0 < seq <= INT64_MAX:
+                raise _bad("seq", f"seq must be a positive integer, not {_shown(seq)}")
+            if type(key) is not bytes or len(key) > key_bytes_max:
+                raise self._bad_key(key)
+            if type(kind) is not int or not KIND_PUT <= kind <= KIND_DELETE:
+                raise _bad("kind", f"unknown kind of write {_shown(kind)}")
+            if type(body) is bytes:
+                if len(body) > self._row_bytes_max or kind == KIND_DELETE:
+                    raise self._bad_body(kind, body)
+            elif body is not None or kind != KIND_DELETE:
+                raise self._bad_body(kind, body)
+            if type(cond) is not int or not 0 <= cond <= COND_IF_EXISTS:
+                raise _bad("cond", f"unknown condition {_shown(cond)}")
+            if cond_value is not None or cond == COND_IF_VERSION:
+                _check_version(cond_value)
+            if type(attempt) is not int or not 0 < attempt <= INT64_MAX:
+                raise _bad("attempt", f"attempt must be 1 or more, not {_shown(attempt)}")
+        return count
+
+    def _check_scan(self, group: list[Any]) -> int:
+        if len(group) != _SCAN_ITEMS:
+            raise _bad("group", "a SCAN is [rid, 3, tablet, start, end, reverse, rows_max, bytes_max]")
+        _, _, _, start, end, reverse, rows_max, bytes_max = group
+        for bound in (start, b"" if end is None else end):
+            if type(bound) is not bytes or len(bound) > self._key_bytes_max + 1:
+                raise self._bad_key(bound)
+        if type(reverse) is not bool:
+            raise _bad("reverse", f"reverse must be a bool, not {_shown(reverse)}")
+        limits = self._limits
+        if type(rows_max) is not int or not 0 < rows_max <= limits.scan_page_rows_count:
+            raise _bad(
+                "rows_max",
+                f"rows_max must be 1 to {limits.scan_page_rows_count}, not {_shown(rows_max)}",
+                limits.scan_page_rows_count,
+            )
+        if type(bytes_max) is not int or not 0 < bytes_max <= limits.scan_page_bytes:
+            raise _bad(
+                "bytes_max",
+                f"bytes_max must be 1 to {limits.scan_page_bytes}, not {_shown(bytes_max)}",
+                limits.scan_page_bytes,
+            )
+        return 1
+
+    def _count(self, items: Any, what: str) -> int:
+        most = self._limits.group_ops_count
+        if type(items) is not list or not 0 < len(items) <= most:
+            size = len(items) if type(items) is list else type(items).__name__
+            raise _bad(what, f"a group has a list of 1 to {most} {what}, not {size}", most)
+        return len(items)
+
+    def _bad_key(self, key: Any) -> InvalidRequest:
+        if type(key) is not bytes:
+            return _bad("key", f"a key is bytes, not {type(key).__name__}")
+        return _bad(
+            "key", f"a key of {len(key)} bytes; the limit is {self._key_bytes_max}", self._key_bytes_max
+        )
+
+    def _bad_body(self, kind: int, body: Any) -> InvalidRequest:
+        if kind == KIND_DELETE:
+            return _bad("body", "a DELETE has no body")
+        if type(body) is not bytes:
+            return _bad("body", f"the body of a write is bytes, not {type(body).__name__}")
+        most = self._row_bytes_max
+        return _bad("body", f"a row of {len(body)} bytes is over the limit row_bytes of {most}", most)
+
+
+def _check_version(value: Any) -> None:
+    if type(value) is not int or not 0 <= value <= INT64_MAX:
+        raise _bad("cond_value", f"the version of a condition must be an integer, not {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """Short, whatever was sent: never the text of a whole structure."""
+    return repr(value) if value is None or isinstance(value, int | float) else type(value).__name__
+
+
+def _bad(field: str, message: str, limit: Any = None) -> InvalidRequest:
+    return (
+        InvalidRequest(message, field=field)
+        if limit is None
+        else InvalidRequest(message, field=field, limit=limit)
+    )

@@ -1,0 +1,153 @@
+"""Prometheus metrics of one node, in a registry of their own.
+
+Everything is told per batch, not per operation: a labelled child is looked up once and kept, an increment
+carries a count. The runtime, the engine's driver and the HTTP faces call the methods; nobody else knows the
+client library.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_LATENCY_S = (
+    0.0001,
+    0.0002,
+    0.0005,
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+)
+_FSYNC_S = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+_LOOP_LAG_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
+_BATCH_COUNT = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384)
+
+
+class Metrics:
+    """The node's metrics; all names begin with ``ackord_``."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._operations = Counter(
+            "ackord_operations", "Operations answered, by outcome.", ("op", "outcome"), registry=registry
+        )
+        self._latency = Histogram(
+            "ackord_request_seconds",
+            "From the arrival of a request group to its last answer.",
+            ("op",),
+            buckets=_LATENCY_S,
+            registry=registry,
+        )
+        self._client_batch = Histogram(
+            "ackord_client_frame_ops",
+            "Operations in one frame of a client.",
+            buckets=_BATCH_COUNT,
+            registry=registry,
+        )
+        self._commit_batch = Histogram(
+            "ackord_engine_commit_entries",
+            "Log entries made durable by one commit.",
+            buckets=_BATCH_COUNT,
+            registry=registry,
+        )
+        self._fsync = Histogram(
+            "ackord_engine_commit_seconds",
+            "Duration of one synced commit of the engine.",
+            buckets=_FSYNC_S,
+            registry=registry,
+        )
+        self._loop_lag = Histogram(
+            "ackord_loop_lag_seconds",
+            "How much later than asked the event loop ran a timer.",
+            buckets=_LOOP_LAG_S,
+            registry=registry,
+        )
+        self._in_sync = Gauge(
+            "ackord_in_sync_members",
+            "Members of a tablet's in-sync set, told by its coordinator.",
+            ("tablet",),
+            registry=registry,
+        )
+        self._lag = Gauge(
+            "ackord_replica_lag_entries",
+            "Log entries that a member has not confirmed, told by the tablet's coordinator.",
+            ("tablet", "member"),
+            registry=registry,
+        )
+        self._queue = Gauge("ackord_queue_size", "What waits in a queue.", ("queue",), registry=registry)
+        self._peer_up = Gauge(
+            "ackord_peer_link_up", "1 if the link to the peer is open.", ("peer",), registry=registry
+        )
+        self._streams = Gauge("ackord_client_streams", "Open streams of clients.", registry=registry)
+        self._counters: dict[tuple[str, str], Counter] = {}
+        self._latencies: dict[str, Histogram] = {}
+        self._members: dict[int, set[str]] = {}  # of the tablets that have a lag series
+
+    # ------------------------------------------------------------------ HTTP faces
+
+    def operations(self, op: str, outcome: str, count: int) -> None:
+        """``count`` operations ended so; ``outcome`` is "ok" or an error's name."""
+        counter = self._counters.get((op, outcome))
+        if counter is None:
+            counter = self._counters[(op, outcome)] = self._operations.labels(op, outcome)
+        counter.inc(count)
+
+    def request_done(self, op: str, seconds: float) -> None:
+        histogram = self._latencies.get(op)
+        if histogram is None:
+            histogram = self._latencies[op] = self._latency.labels(op)
+        histogram.observe(seconds)
+
+    def client_frame(self, ops_count: int) -> None:
+        self._client_batch.observe(ops_count)
+
+    def client_streams(self, count: int) -> None:
+        self._streams.set(count)
+
+    # ------------------------------------------------------------------ runtime
+
+    def engine_commit(self, entries_count: int, seconds: float) -> None:
+        """One synced group commit."""
+        self._commit_batch.observe(entries_count)
+        self._fsync.observe(seconds)
+
+    def loop_lag(self, seconds: float) -> None:
+        self._loop_lag.observe(seconds)
+
+    def queue(self, name: str, size: int) -> None:
+        self._queue.labels(name).set(size)
+
+    def peer_link(self, peer: str, is_up: bool) -> None:
+        self._peer_up.labels(peer).set(1 if is_up else 0)
+
+    def tablet(self, tablet: int, in_sync_count: int, lag_entries: dict[str, int]) -> None:
+        """The state of a tablet that this node coordinates; ``lag_entries`` by member."""
+        self._in_sync.labels(str(tablet)).set(in_sync_count)
+        for gone in self._members.get(tablet, set()) - lag_entries.keys():
+            self._lag.remove(str(tablet), gone)
+        self._members[tablet] = set(lag_entries)
+        for member, entries in lag_entries.items():
+            self._lag.labels(str(tablet), member).set(entries)
+
+    def forget_tablet(self, tablet: int) -> None:
+        """This node does not coordinate the tablet (any more)."""
+        if tablet not in self._members:
+            return
+        self._in_sync.remove(str(tablet))
+        for member in self._members.pop(tablet):
+            self._lag.remove(str(tablet), member)
+
+    def render(self) -> bytes:
+        """The text exposition format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,1 @@
+"""Tests of Ackord, on the same ladder as the code."""

@@ -1,0 +1,161 @@
+"""Private ZooKeeper servers on free loopback ports, in a temporary folder, for tests."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ackord_node.devcluster.zookeeper_process import (
+    Member,
+    ZooKeeperSettings,
+    launch,
+    wait_until_serving,
+)
+
+HOST = "127.0.0.1"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind((HOST, 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+class ZooKeeperServer:
+    """One server; its data outlives stop, kill and restart, until close (or the end of the with block)."""
+
+    def __init__(self, settings: ZooKeeperSettings | None = None, *, tick_ms: int = 500) -> None:
+        self._folder = None if settings else Path(tempfile.mkdtemp(prefix="ackord-zookeeper-"))
+        if settings is None:
+            assert self._folder is not None
+            settings = ZooKeeperSettings(folder=self._folder, client_port=free_ports(1)[0], tick_ms=tick_ms)
+        self.settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"{self.settings.host}:{self.settings.client_port}"
+
+    def start(self, *, wait: bool = True) -> None:
+        if self._process is None:
+            self._process = launch(self.settings)
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        assert self._process is not None
+        wait_until_serving(self.settings, self._process)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Kills and starts it on the same data."""
+        self.kill()
+        self.start()
+
+    def wipe(self) -> None:
+        """Kills it and deletes all that it knew, as an operator's mistake would."""
+        self.kill()
+        shutil.rmtree(self.settings.folder / "data")
+
+    def pause(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        self.kill()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end(self, signal_number: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGCONT)
+        self._process.send_signal(signal_number)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ZooKeeperEnsemble:
+    """Three servers that form one quorum."""
+
+    def __init__(self, count: int = 3) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="ackord-ensemble-"))
+        ports = free_ports(3 * count)
+        members = tuple(Member(*ports[3 * i : 3 * i + 3]) for i in range(count))
+        self.servers = [
+            ZooKeeperServer(
+                ZooKeeperSettings(
+                    folder=self._folder / str(number),
+                    client_port=member.client_port,
+                    server_id=number,
+                    members=members,
+                )
+            )
+            for number, member in enumerate(members, start=1)
+        ]
+
+    @property
+    def addresses(self) -> list[str]:
+        return [server.address for server in self.servers]
+
+    def start(self) -> None:
+        for server in self.servers:
+            server.start(wait=False)
+        for server in self.servers:
+            server.wait()
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,392 @@
+"""POST /v1/stream: order, parts, refusals and bounds of the SDK's stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+import pytest
+
+from ackord.errors import InvalidRequest, Unauthorized, Unavailable
+from ackord.wire.frames import FrameDecoder, encode_frame
+from ackord.wire.limits import DEFAULT_LIMITS, Limits
+from ackord.wire.messages import STREAM_CONTENT_TYPE
+from tests.support.fake_service import FakeService
+from tests.support.http_node import HttpNode, http_node
+from tests.support.transports import eventually
+
+CLIENT = b"c" * 16
+HELLO = [1, "demo", "sdk"]
+
+
+class Stream:
+    """The client's side of one stream."""
+
+    def __init__(self, outgoing: asyncio.Queue[bytes | None], response: aiohttp.ClientResponse) -> None:
+        self._outgoing = outgoing
+        self._response = response
+        self._decoder = FrameDecoder(1 << 30)
+        self._frames: list[Any] = []
+        self.frames_count = 0
+
+    def send(self, *groups: Any) -> None:
+        self._outgoing.put_nowait(encode_frame(list(groups)))
+
+    def send_raw(self, data: bytes | None) -> None:
+        self._outgoing.put_nowait(data)
+
+    async def frame(self) -> Any:
+        """The next frame; None at the end of the stream."""
+        async with asyncio.timeout(5):
+            while not self._frames:
+                data = await self._response.content.readany()
+                if not data:
+                    return None
+                self._frames = self._decoder.feed(data)
+            self.frames_count += 1
+            return self._frames.pop(0)
+
+    async def answers(self, count: int) -> list[Any]:
+        """So many answers, of as many frames as they come in."""
+        found: list[Any] = []
+        while len(found) < count:
+            frame = await self.frame()
+            assert frame is not None, "the stream ended"
+            found.extend(frame)
+        return found
+
+
+@asynccontextmanager
+async def open_stream(url: str, hello: Any = HELLO) -> AsyncIterator[Stream]:
+    outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
+    outgoing.put_nowait(hello if isinstance(hello, bytes) else encode_frame(hello))
+
+    async def body() -> AsyncIterator[bytes]:
+        while (data := await outgoing.get()) is not None:
+            yield data
+
+    headers = {"Content-Type": STREAM_CONTENT_TYPE}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(url + "/v1/stream", data=body(), headers=headers) as response,
+    ):
+        assert response.status == 200
+        yield Stream(outgoing, response)
+        response.close()
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[HttpNode]:
+    async with http_node() as made:
+        yield made
+
+
+@pytest.fixture
+async def stream(node: HttpNode) -> AsyncIterator[Stream]:
+    async with open_stream(node.url) as made:
+        assert (await made.frame())[:4] == [1, "demo", "n1", 7]
+        yield made
+
+
+def put(seq: int, key: bytes, body: bytes = b"\x80") -> list[Any]:
+    return [seq, 1, key, body, 0, None, 1]
+
+
+def write(rid: int, *ops: Any, **changes: Any) -> list[Any]:
+    named = {"tablet": 4, "client_id": CLIENT, "registered": 1 << 40, "floor": 0} | changes
+    return [rid, 2, named["tablet"], named["client_id"], named["registered"], named["floor"], list(ops)]
+
+
+# ----------------------------------------------------------------------------------- the good
+
+
+async def test_groups_of_a_frame_are_submitted_in_order_and_flushed_once(
+    node: HttpNode, stream: Stream
+) -> None:
+    groups = [
+        write(1, put(1, b"a"), put(2, b"b")),
+        [2, 1, 4, [b"b", b"none", b"a"]],
+        [3, 3, 4, b"", None, False, 10, 1000],
+    ]
+    stream.send(*groups)
+    (one, two, three) = await stream.answers(3)
+    assert node.service.groups == groups
+    assert node.service.flushes == 1
+    assert stream.frames_count == 2, "the hello's answer, and one frame for all that was answered in a turn"
+    first, second = one[2]
+    assert one[:2] == [1, None]
+    assert two == [2, None, [second.to_bytes(8, "big") + b"\x80", None, first.to_bytes(8, "big") + b"\x80"]]
+    assert [key for key, _ in three[2][0][0]] == [b"a", b"b"]
+    assert three[2][0][1] is True
+
+
+async def test_answers_leave_in_the_order_of_decision_and_in_parts(node: HttpNode, stream: Stream) -> None:
+    node.service.hold = True
+    stream.send([1, 1, 4, [b"a"]], write(2, put(1, b"x"), put(2, b"y"), put(3, b"z")))
+    stream.send([3, 1, 4, [b"c"]])
+    await eventually(lambda: len(node.service.held) == 3)
+    respond = node.service.held[0][1]
+    respond([3, None, [b"row-c"]])
+    assert await stream.answers(1) == [[3, None, [b"row-c"]]]
+    respond([2, [1], [20]])
+    assert await stream.answers(1) == [[2, [1], [20]]]
+    stream.send([4, 1, 4, [b"d"]])
+    await eventually(lambda: len(node.service.held) == 4)
+    respond([2, [2, 0], [30, 10]])
+    respond([1, -1, [5, "not now", {}, None]])
+    assert await stream.answers(2) == [[2, [2, 0], [30, 10]], [1, -1, [5, "not now", {}, None]]]
+    respond([4, None, [None]])
+    await stream.answers(1)
+    await eventually(lambda: b'{op="get",outcome="ok"} 2.0' in node.metrics.render())
+    text = node.metrics.render().decode()
+    assert 'ackord_operations_total{op="write",outcome="ok"} 3.0' in text
+    assert 'ackord_operations_total{op="get",outcome="unavailable"} 1.0' in text
+    assert 'ackord_request_seconds_count{op="write"} 1.0' in text
+    assert "ackord_client_frame_ops_count 3.0" in text
+
+
+async def test_a_big_answer_is_split_and_complete(node: HttpNode, stream: Stream) -> None:
+    for number in range(40):
+        node.service.rows[b"%03d" % number] = bytes(8) + b"x" * 200_000
+    keys = [b"%03d" % number for number in range(40)]
+    stream.send([1, 1, 4, keys])
+    got: dict[int, bytes] = {}
+    while len(got) < 40:
+        for rid, indices, results in await stream.frame():
+            assert rid == 1
+            assert indices is not None
+            got.update(zip(indices, results, strict=True))
+    assert got == {number: node.service.rows[keys[number]] for number in range(40)}
+    assert stream.frames_count > 2
+
+
+async def test_the_end_of_the_clients_half_still_gets_its_answers(node: HttpNode, stream: Stream) -> None:
+    node.service.hold = True
+    stream.send([1, 1, 4, [b"a"]])
+    await eventually(lambda: len(node.service.held) == 1)
+    stream.send_raw(None)
+    await asyncio.sleep(0.02)
+    node.service.release()
+    assert await stream.frame() == [[1, None, [None]]]
+    assert await stream.frame() is None
+
+
+async def test_a_planned_stop_answers_what_was_read_and_ends_the_stream() -> None:
+    async with http_node() as node, open_stream(node.url) as stream:
+        await stream.frame()
+        node.service.hold = True
+        stream.send(write(1, put(1, b"a")))
+        await eventually(lambda: len(node.service.held) == 1)
+        stop = asyncio.create_task(node.runner.cleanup())
+        await asyncio.sleep(0.02)
+        assert not stop.done()
+        node.service.release()
+        assert (await stream.frame())[0][:2] == [1, None]
+        assert await stream.frame() is None
+        await stop
+
+
+async def test_answers_after_the_client_went_away_harm_nobody(node: HttpNode) -> None:
+    node.service.hold = True
+    async with open_stream(node.url) as stream:
+        await stream.frame()
+        stream.send([1, 1, 4, [b"a"]])
+        await eventually(lambda: len(node.service.held) == 1)
+    await eventually(lambda: b"ackord_client_streams 0.0" in node.metrics.render())
+    node.service.release()
+    async with open_stream(node.url) as stream:
+        assert (await stream.frame())[0] == 1
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("hello", "code", "said"),
+    [
+        ([2, "demo", "sdk"], InvalidRequest.code, "wrong wire version 2"),
+        ([1, "other", "sdk"], Unauthorized.code, "this is 'demo', not 'other'"),
+        ([1], InvalidRequest.code, "hello"),
+        (["1", "demo"], InvalidRequest.code, "hello"),
+        ([True, "demo"], InvalidRequest.code, "hello"),
+        ({}, InvalidRequest.code, "hello"),
+        (b"\x00\x00\x00\x01\xc1", InvalidRequest.code, "msgpack"),
+        (b"\xff\xff\xff\xff", InvalidRequest.code, "limit"),
+        (b"\x00\x00\x00\x05\xdd\xff\xff\xff\xff", InvalidRequest.code, "msgpack"),
+    ],
+)
+async def test_a_wrong_hello_is_refused(node: HttpNode, hello: Any, code: int, said: str) -> None:
+    async with open_stream(node.url, hello) as stream:
+        answer = await stream.frame()
+        assert answer[:2] == [-1, code]
+        assert said in answer[2]
+        assert await stream.frame() is None
+
+
+async def test_a_client_may_leave_the_cluster_open(node: HttpNode) -> None:
+    async with open_stream(node.url, [1, None, "curl"]) as stream:
+        assert (await stream.frame())[0] == 1
+
+
+async def test_a_wrong_content_type_is_415(node: HttpNode) -> None:
+    async with aiohttp.ClientSession() as session:
+        async with session.post(node.url + "/v1/stream", data=encode_frame(HELLO)) as response:
+            assert response.status == 415
+            assert STREAM_CONTENT_TYPE in (await response.json())["error"]["message"]
+
+
+HUGE = b"k" * 9_000
+
+
+@pytest.mark.parametrize(
+    ("group", "field"),
+    [
+        ([9], "group"),
+        ([9, 1], "group"),
+        ([9, "1", 4, [b"a"]], "group"),
+        ([9, True, 4, [b"a"]], "group"),
+        ([9, 7, 4, [b"a"]], "op"),
+        ([9, 1, 0, [b"a"]], "tablet"),
+        ([9, 1, "4", [b"a"]], "tablet"),
+        ([9, 1, 4], "group"),
+        ([9, 1, 4, []], "keys"),
+        ([9, 1, 4, [b"a"] * 4097], "keys"),
+        ([9, 1, 4, ["a"]], "key"),
+        ([9, 1, 4, [HUGE]], "key"),
+        ([9, 1, 4, {}], "keys"),
+        ([9, 2, 4, CLIENT, 1, 0], "group"),
+        (write(9), "operations"),
+        (write(9, put(1, b"a"), client_id=b"short"), "client_id"),
+        (write(9, put(1, b"a"), client_id="c" * 16), "client_id"),
+        (write(9, put(1, b"a"), registered=0), "registered"),
+        (write(9, put(1, b"a"), registered=True), "registered"),
+        (write(9, put(1, b"a"), floor=-1), "floor"),
+        (write(9, put(1, b"a"), floor=2**64 - 1), "floor"),
+        (write(9, put(1, b"a"), [1, 2]), "op"),
+        (write(9, put(0, b"a")), "seq"),
+        (write(9, put(1, b"a"), put(1, HUGE)), "key"),
+        (write(9, [1, 4, b"a", b"\x80", 0, None, 1]), "kind"),
+        (write(9, [1, True, b"a", b"\x80", 0, None, 1]), "kind"),
+        (write(9, [1, 1, b"a", None, 0, None, 1]), "body"),
+        (write(9, [1, 2, b"a", "text", 0, None, 1]), "body"),
+        (write(9, [1, 3, b"a", b"\x80", 0, None, 1]), "body"),
+        (write(9, put(1, b"a", b"x" * (4 * 1024 * 1024 + 1))), "body"),
+        (write(9, [1, 1, b"a", b"\x80", 4, None, 1]), "cond"),
+        (write(9, [1, 1, b"a", b"\x80", 1, None, 1]), "cond_value"),
+        (write(9, [1, 1, b"a", b"\x80", 1, 1.0, 1]), "cond_value"),
+        (write(9, [1, 1, b"a", b"\x80", 0, None, 0]), "attempt"),
+        ([9, 3, 4, b"", None, False, 10], "group"),
+        ([9, 3, 4, None, None, False, 10, 10], "key"),
+        ([9, 3, 4, b"", "z", False, 10, 10], "key"),
+        ([9, 3, 4, b"", None, 0, 10, 10], "reverse"),
+        ([9, 3, 4, b"", None, False, 1001, 10], "rows_max"),
+        ([9, 3, 4, b"", None, False, True, 10], "rows_max"),
+        ([9, 3, 4, b"", None, False, 10, 0], "bytes_max"),
+    ],
+)
+async def test_a_bad_group_is_answered_and_the_others_go_on(
+    node: HttpNode, stream: Stream, group: Any, field: str
+) -> None:
+    stream.send([1, 1, 4, [b"a"]], group, [2, 1, 4, [b"b"]])
+    answers = {answer[0]: answer for answer in await stream.answers(3)}
+    assert answers[9][1] == -1
+    assert answers[9][2][0] == InvalidRequest.code
+    assert answers[9][2][2]["field"] == field
+    assert answers[1] == [1, None, [None]]
+    assert answers[2] == [2, None, [None]]
+    assert [submitted[0] for submitted in node.service.groups] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        encode_frame([["x", 1, 4, [b"a"]]]),
+        encode_frame([[True, 1, 4, [b"a"]]]),
+        encode_frame([[-1, 1, 4, [b"a"]]]),
+        encode_frame([[]]),
+        encode_frame([5]),
+        encode_frame({"rid": 1}),
+        encode_frame([[1, 1, 4, [b"a"]]] * 2),
+        encode_frame([[1, 1, 4, [b"a"]]] * 4097),
+        b"\x00\x00\x00\x02\x91\xc1",
+        b"\x7f\xff\xff\xff",
+        b"\x00\x00\x00\x06\x91\xdd\xff\xff\xff\xff",
+    ],
+)
+async def test_what_cannot_be_answered_ends_the_stream(node: HttpNode, stream: Stream, bad: bytes) -> None:
+    node.service.hold = True
+    stream.send_raw(bad)
+    answer = await stream.frame()
+    assert answer[:2] == [-1, InvalidRequest.code]
+    assert await stream.frame() is None
+    node.service.release()
+    async with open_stream(node.url) as other:
+        assert (await other.frame())[0] == 1
+
+
+# ------------------------------------------------------------------------------------- bounds
+
+
+@asynccontextmanager
+async def limited(**changes: Any) -> AsyncIterator[tuple[HttpNode, Stream, FakeService]]:
+    limits: Limits = replace(DEFAULT_LIMITS, **changes)
+    async with http_node(limits=limits) as node, open_stream(node.url) as stream:
+        await stream.frame()
+        yield node, stream, node.service
+
+
+async def test_a_stream_with_too_much_undecided_is_not_read_on() -> None:
+    async with limited(stream_inflight_ops_count=10) as (_, stream, service):
+        service.hold = True
+        for rid in range(30):
+            stream.send([rid, 1, 4, [b"a", b"b"]])
+        await eventually(lambda: len(service.held) == 5)
+        await asyncio.sleep(0.05)
+        assert len(service.held) == 5, "five groups of two: the rest waits in the socket"
+        respond = service.held[0][1]
+        respond([0, None, [None, None]])
+        await eventually(lambda: len(service.held) == 6)
+        service.hold = False
+        service.release()
+        assert sorted(answer[0] for answer in await stream.answers(30)) == list(range(30))
+
+
+async def test_what_one_frame_carries_beyond_the_bound_is_refused_with_a_hint() -> None:
+    async with limited(stream_inflight_ops_count=10) as (_, stream, service):
+        service.hold = True
+        stream.send(*[[rid, 1, 4, [b"a"] * 4] for rid in range(4)])
+        refused = await stream.answers(2)
+        assert [answer[:2] for answer in refused] == [[2, -1], [3, -1]]
+        code, _, detail, _ = refused[0][2]
+        assert code == Unavailable.code
+        assert detail["reason"] == "overloaded"
+        assert detail["retry_after_ms"] > 0
+        service.release()
+        assert [answer[0] for answer in await stream.answers(2)] == [1, 0]
+
+
+async def test_a_client_that_does_not_take_its_answers_is_not_read_on() -> None:
+    async with limited() as (_node, stream, service):
+        service.rows[b"a"] = bytes(8) + b"x" * 1_000_000
+        for rid in range(200):
+            stream.send([rid, 1, 4, [b"a"]])
+        await asyncio.sleep(0.5)
+        taken = len(service.groups)
+        await asyncio.sleep(0.2)
+        assert taken == len(service.groups) < 100
+        assert len(await stream.answers(200)) == 200
+
+
+async def test_too_many_streams_are_refused() -> None:
+    async with limited(streams_count=1) as (node, _, _), aiohttp.ClientSession() as session:
+        headers = {"Content-Type": STREAM_CONTENT_TYPE}
+        async with session.post(
+            node.url + "/v1/stream", data=encode_frame(HELLO), headers=headers
+        ) as response:
+            assert response.status == 503
+            assert response.headers["Retry-After"] == "1"
+            assert (await response.json())["error"]["detail"]["limit"] == 1
