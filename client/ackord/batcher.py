@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ackord.calls import Group, Identities, Operation, Write, write_groups
+from ackord.calls import Group, Identities, Operation, Parked, Write, write_groups
 from ackord.errors import Error, OutcomeUnknown, TableNotFound, Unavailable
 from ackord.link import PATIENCE_S, SILENCE_S, NodeLink
 from ackord.routing import (
@@ -51,17 +51,6 @@ class QueueOptions:
     queue_ops_max: int = 65_536  # operations under way, in flight included
     queue_bytes_max: int = 64 * 1024 * 1024  # bytes of their keys and columns
     inflight_ops_max: int = 16_384  # operations sent to one node and not answered
-
-
-class Parked:
-    """Operations that wait for their next attempt."""
-
-    __slots__ = ("deadline", "ops", "timer")
-
-    def __init__(self, ops: list[Operation]) -> None:
-        self.ops = ops
-        self.deadline = min(op.deadline for op in ops)
-        self.timer: Cancellable | None = None
 
 
 class Batcher:
@@ -306,7 +295,10 @@ class Batcher:
         else:
             link = self.links.get(coordinator or "")
             reason = link.error.message if link is not None else "unknown"
-            text = f"no node can be reached for tablet {tablet.id} of table {tablet.table!r} (node {coordinator}: {reason})"
+            text = (
+                f"no node can be reached for tablet {tablet.id} of table {tablet.table!r} "
+                f"(node {coordinator}: {reason})"
+            )
         error = Unavailable(text, reason="unreachable", tablet=tablet.id, table=tablet.table)
         verdict = Next(retry=True)
         for item in ops:

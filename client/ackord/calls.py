@@ -14,7 +14,7 @@ from typing import Any, Final
 from ackord.errors import Error
 from ackord.routing import TableRoute, TabletRoute
 from ackord.row import Row
-from ackord.transport import Environment
+from ackord.transport import Cancellable, Environment
 from ackord.wire.messages import CLIENT_ID_BYTES, OP_GET, OP_SCAN, OP_WRITE, VERSION_COUNTER_BITS
 
 WINDOW_COUNT_MAX: Final = (
@@ -219,6 +219,17 @@ class Scan(Get):
 
 
 Operation = Get | Write | Scan
+
+
+class Parked:
+    """Operations that wait for their next attempt."""
+
+    __slots__ = ("deadline", "ops", "timer")
+
+    def __init__(self, ops: list[Operation]) -> None:
+        self.ops = ops
+        self.deadline = min(op.deadline for op in ops)
+        self.timer: Cancellable | None = None
 
 
 class Group:

@@ -12,7 +12,7 @@ import pytest
 
 import ackord
 from ackord.wire.limits import DEFAULT_LIMITS
-from ackord.wire.messages import OP_GET, OP_SCAN, OP_WRITE
+from ackord.wire.messages import OP_GET, OP_WRITE
 from tests.support.fake_node import Drop, FakeCluster, FakeNode, Hold, start_cluster, stop_cluster
 
 
@@ -30,7 +30,7 @@ async def store(cluster: FakeCluster) -> AsyncIterator[ackord.Store]:
         await until(lambda: sum(link.is_up for link in store.batcher.links.values()) == 3)
         yield store
     left = [
-        task for task in asyncio.all_tasks() if task.get_coro().__qualname__.startswith(("Http", "NodeLink"))
+        repr(task) for task in asyncio.all_tasks() if "HttpStream" in repr(task) or "NodeLink" in repr(task)
     ]
     assert not left
 
@@ -154,7 +154,7 @@ def test_addresses_that_cannot_be(urls: Any) -> None:
 
 
 async def test_nobody_there() -> None:
-    with pytest.raises(ackord.Unavailable, match="127.0.0.1:9"):
+    with pytest.raises(ackord.Unavailable, match=r"127\.0\.0\.1:9"):
         await ackord.connect("127.0.0.1:9", timeout=0.2)
 
 
@@ -431,91 +431,6 @@ async def test_close_answers_what_is_under_way(cluster: FakeCluster) -> None:
         ackord.Unavailable,
     ]
     assert store.batcher.open_count == 0
-
-
-# ------------------------------------------------------------------------------------------ scan
-
-
-async def fill(table: ackord.Table, count: int) -> list[tuple[str, int]]:
-    keys = [("amz"[k % 3], k) for k in range(count)]
-    for at in range(0, count, 200):
-        await table.write_many([ackord.Put(key, {"n": key[1]}) for key in keys[at : at + 200]])
-    return sorted(keys)
-
-
-@pytest.fixture
-def small_pages(store: ackord.Store) -> None:
-    routing = store.batcher.routing
-    routing.limits = replace(routing.limits, scan_page_rows_count=7)
-
-
-@pytest.mark.usefixtures("small_pages")
-@pytest.mark.parametrize("reverse", [False, True])
-async def test_scans_page_over_tablets(table: ackord.Table, cluster: FakeCluster, reverse: bool) -> None:
-    keys = await fill(table, 100)
-    order = keys[::-1] if reverse else keys
-
-    async def scanned(*arguments: Any, **options: Any) -> list[Any]:
-        return [row.key async for row in table.scan(*arguments, reverse=reverse, **options)]
-
-    assert await scanned() == order
-    assert await scanned(limit=10) == order[:10]
-    assert await scanned(limit=0) == []
-    assert await scanned("m") == [key for key in order if key[0] == "m"]
-    assert await scanned(("m", 4)) == [("m", 4)]
-    assert await scanned("nothing") == []
-    assert await scanned(start=("a", 51), end=("z", 50)) == [
-        key for key in order if ("a", 51) <= key < ("z", 50)
-    ]
-    assert await scanned(start="m") == [key for key in order if key >= ("m",)]
-    assert await scanned(end="m") == [key for key in order if key < ("m",)]
-    assert await scanned("m", start=("m", 40)) == [key for key in order if key[0] == "m" and key[1] >= 40]
-    assert await scanned(start="z", end="a") == []
-    sizes = [group[6] for node in cluster.nodes.values() for group in node.ops_of(OP_SCAN)]
-    assert max(sizes) == 7
-
-
-@pytest.mark.usefixtures("small_pages")
-@pytest.mark.parametrize("reverse", [False, True])
-async def test_rows_that_exist_throughout_come_exactly_once(table: ackord.Table, reverse: bool) -> None:
-    stay = [("a", k * 2) for k in range(50)]
-    await table.write_many([ackord.Put(key, {}) for key in stay])
-    seen = []
-    async for row in table.scan(reverse=reverse):
-        seen.append(row.key)
-        await table.put(("a", len(seen) * 2 - 1), {})
-        await table.delete(("a", 199 - len(seen) * 2))
-        await table.put(row.key, {"again": True})
-    assert [key for key in seen if key in stay] == (stay[::-1] if reverse else stay)
-    assert len(seen) == len(set(seen))
-
-
-@pytest.mark.usefixtures("small_pages")
-async def test_the_next_page_is_read_ahead(table: ackord.Table, cluster: FakeCluster) -> None:
-    await fill(table, 100)
-    scan = table.scan()
-    await scan.__anext__()
-    await until(lambda: sum(len(node.ops_of(OP_SCAN)) for node in cluster.nodes.values()) == 2)
-    await asyncio.sleep(0.05)
-    assert sum(len(node.ops_of(OP_SCAN)) for node in cluster.nodes.values()) == 2
-
-
-@pytest.mark.usefixtures("small_pages")
-async def test_a_scan_survives_a_broken_stream_and_may_be_abandoned(
-    table: ackord.Table, cluster: FakeCluster
-) -> None:
-    keys = await fill(table, 100)
-    seen = []
-    async for row in table.scan():
-        seen.append(row.key)
-        if len(seen) in (10, 30):
-            cluster.nodes["n1"].cut()
-            cluster.nodes["n2"].cut()
-    assert seen == keys
-    async for _ in table.scan():
-        for node in cluster.nodes.values():
-            node.script = lambda group: ackord.Unavailable("gone", reason="no_lease")
-        break
 
 
 # ---------------------------------------------------------------------------------- backpressure

@@ -180,9 +180,10 @@ def test_updates() -> None:
         ([], [1], {}),
     ],
 )
-def test_impossible_updates(arguments: Any) -> None:
+def test_impossible_updates(arguments: tuple[Any, Any, Any]) -> None:
+    changes, removed, increments = arguments
     with pytest.raises(InvalidRequest):
-        encode_update(*arguments, DEFAULT_LIMITS)
+        encode_update(changes, removed, increments, DEFAULT_LIMITS)
     try:
         blob = msgpack.packb(arguments)
     except (TypeError, OverflowError):

@@ -43,6 +43,7 @@ class StoredCopy:
     meta: CopyMeta
     entries: list[Entry]
     requests: list[tuple[bytes, bytes]]
+    is_new: bool = False  # made just now: it has promised nothing to anybody
 
 
 class TabletState:
@@ -85,7 +86,7 @@ class TabletState:
         self.applied_version = meta.last_version
         # -- promises
         self.promised = self.promised_durable = meta.promised
-        self.promise_until = now + config.timing.promise  # rule R7: after a restart wait G
+        self.promise_until = now if copy.is_new else now + config.timing.promise  # rule R7: after a restart
         self.barred_below = 0  # rule R2: while taking over, nothing of a lower epoch is confirmed
         # -- what the coordination service said last
         self.descriptor: Descriptor | None = Descriptor.decode(meta.descriptor) if meta.descriptor else None

@@ -321,6 +321,7 @@ class Node:
             copy = load_copy(self.engine, tablet, meta)
         except (RecordCorrupt, EngineCorrupt) as error:
             damage, copy = str(error), StoredCopy(tablet, meta, [], [])
+        copy.is_new = is_new
         replica = Replica(
             self.name,
             self.incarnation,

@@ -70,7 +70,7 @@ class Recovery:
             meta = CopyMeta.decode(data)
             bounds = node.engine.log_bounds(tablet)
             end = max(meta.applied, bounds[1] if bounds is not None else 0)
-            copies[tablet] = {
+            copies[str(tablet)] = {
                 "copy_id": meta.copy_id,
                 "promised": meta.promised,
                 "last_epoch": meta.runs[-1][1],
@@ -111,8 +111,8 @@ class Recovery:
         found, missing = await self._inventories()
         copies = {}
         for name, inventory in found.items():
-            if tablet in inventory["copies"]:
-                copy = dict(inventory["copies"][tablet])
+            if str(tablet) in inventory["copies"]:
+                copy = dict(inventory["copies"][str(tablet)])
                 copy.pop("descriptor")
                 copies[name] = copy
         return {"tablet": tablet, "copies": copies, "unreachable": missing}
@@ -174,7 +174,7 @@ class Recovery:
                 await self._write_descriptor(tablet.id, found)
             await node.coordination.create_table(definition.name, packb(definition.to_wire()))
         highest = max(
-            [d.id for d in plan.values()] + [t >> TABLET_BITS for a in found.values() for t in a["copies"]], default=0
+            [d.id for d in plan.values()] + [int(t) >> TABLET_BITS for a in found.values() for t in a["copies"]], default=0
         )
         while await node.coordination.next_id() < highest:
             pass  # ids that were used are never used again (rule R18)
@@ -184,7 +184,7 @@ class Recovery:
         return {"tables": sorted(plan), "asked": sorted(found), "without": missing}
 
     async def _write_descriptor(self, tablet: int, found: dict[str, dict[str, Any]]) -> None:
-        copies = {n: a["copies"][tablet] for n, a in found.items() if tablet in a["copies"]}
+        copies = {n: a["copies"][str(tablet)] for n, a in found.items() if str(tablet) in a["copies"]}
         seen = [c for c in copies.values() if c["descriptor"] is not None]
         if not seen:
             raise Unavailable(f"no node knows the descriptor of tablet {tablet}", reason="no_descriptor")

@@ -89,7 +89,7 @@ class Reporter:
             "free_bytes": node.engine.free_bytes(),
             "loop_lag_max_ms": round(node.health.lag_max_s * 1000, 1),
             "session_timeout_ms": node.coordination.session_timeout_ms,
-            "copies": {tablet: self.copy(host) for tablet, host in sorted(node.hosts.items())},
+            "copies": {str(tablet): self.copy(host) for tablet, host in sorted(node.hosts.items())},
         }
 
     def copy(self, host: TabletHost) -> dict[str, Any]:
@@ -157,7 +157,8 @@ class Reporter:
             tablets = []
             for tablet in definition.tablets:
                 seen = node.catalogue.descriptors.get(tablet.id)
-                copies = {n: a["copies"][tablet.id] for n, a in known.items() if a and tablet.id in a["copies"]}
+                mark = str(tablet.id)
+                copies = {n: a["copies"][mark] for n, a in known.items() if a and mark in a["copies"]}
                 lag: dict[str, int] = next((c["lag"] for c in copies.values() if "lag" in c), {})
                 tablets.append(
                     {
