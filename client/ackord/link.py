@@ -192,6 +192,8 @@ class NodeLink:
             if self._hello is not None and not self._hello.done():
                 self._greeted(frames.pop(0))
             for frame in frames:
+                if frame and frame[0] == HELLO_REFUSED:
+                    raise self._last_words(frame)
                 for rid, indices, results in frame:
                     group = self.inflight[rid]
                     count = self._owner.link_answered(self, group, indices, results)
@@ -208,7 +210,7 @@ class NodeLink:
 
     def _greeted(self, hello: Any) -> None:
         if hello[0] == HELLO_REFUSED:
-            raise from_code(hello[1], f"node {self.name} at {self.url}: {hello[2]}", dict(hello[3] or {}))
+            raise self._last_words(hello)
         version, cluster, node, _incarnation, now_version = hello[:5]
         if not WIRE_VERSION_OLDEST <= version <= WIRE_VERSION:
             raise Unavailable(
@@ -223,6 +225,10 @@ class NodeLink:
         self._owner.version_seen(now_version)
         assert self._hello is not None
         self._hello.set_result(None)
+
+    def _last_words(self, frame: Any) -> Error:
+        """Why the node ends the stream."""
+        return from_code(frame[1], f"node {self.name} at {self.url}: {frame[2]}", dict(frame[3] or {}))
 
     @property
     def silent_s(self) -> float:

@@ -37,7 +37,6 @@ log = logging.getLogger("ackord.app")
 MIB = 1024 * 1024
 EXIT_REFUSED = 2  # this node must not start as it is: the message says why
 EXIT_CRASHED = 70  # the disk failed: nothing is retried (rule R14)
-METRICS_S = 1.0
 PEER_BODY_BYTES_MAX = 64 * MIB
 
 
@@ -71,7 +70,9 @@ def open_engine(config: NodeConfig) -> RocksEngine:
 
 def _mark_suspect(engine: RocksEngine) -> None:
     """Rule R13: the store lost the end of its log; each copy says so durably before anything is answered."""
-    log.error("the store's log was refused and cut at the damage: its copies count only once they are refilled")
+    log.error(
+        "the store's log was refused and cut at the damage: its copies count only once they are refilled"
+    )
     batch = Batch()
     for tablet, data in engine.metas().items():
         meta = CopyMeta.decode(data)
@@ -140,7 +141,7 @@ class App:
     async def _live(self, node: Node, runner: web.AppRunner, stop: asyncio.Event) -> None:
         starting = asyncio.create_task(node.start(), name="start")
         stopping = asyncio.create_task(stop.wait(), name="stop")
-        reporting = asyncio.create_task(_report(node), name="metrics")
+        reporting = asyncio.create_task(node.reporter.run(), name="metrics")
         try:
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
@@ -200,12 +201,6 @@ def _add_peer_pages(app: web.Application, node: Node) -> None:
 
     app.router.add_get(LOCAL_STATUS_PATH, local_status)
     app.router.add_get(INVENTORY_PATH, inventory)
-
-
-async def _report(node: Node) -> None:
-    while True:
-        await asyncio.sleep(METRICS_S)
-        node.reporter.report_metrics()
 
 
 def run(config: ClusterConfig, name: str) -> int:

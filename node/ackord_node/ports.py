@@ -60,7 +60,9 @@ class Batch:
     """What one group commit makes durable, of all tablets, all or nothing. The order of application is
     the order of the fields: cleared tablets, then cuts, then everything else."""
 
-    clear: list[int] = field(default_factory=list)  # tablets whose rows, log and requests are deleted (meta stays)
+    clear: list[int] = field(
+        default_factory=list
+    )  # tablets whose rows, log and requests are deleted (meta stays)
     forget: list[int] = field(default_factory=list)  # tablets of which everything is deleted, meta too
     cut: list[tuple[int, int]] = field(default_factory=list)  # (tablet, index): delete log records >= index
     trim: list[tuple[int, int]] = field(default_factory=list)  # (tablet, index): delete log records < index

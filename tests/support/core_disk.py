@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ackord_node.core.copy_meta import CopyMeta
@@ -38,6 +39,9 @@ class VirtualDisk:
 
     def get(self, key: bytes) -> bytes | None:
         return self.now.rows.get(key)
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self.now.rows.get(key) for key in keys]
 
     def remember(self) -> None:
         self.states.append(self.now.copy())

@@ -23,7 +23,9 @@ class Service:
         self._sessions = 0
         self.under_way: list[Descriptor] = []  # compare-and-sets that may still be applied
         self.history = [descriptor]
-        self.swap_filter = lambda node, descriptor: "normal"  # scenarios: normal, lost, late, answer_lost, unsent
+        self.swap_filter = lambda node, descriptor: (
+            "normal"
+        )  # scenarios: normal, lost, late, answer_lost, unsent
         self.held: list[tuple[Node, Descriptor, int]] = []
 
     # ----------------------------------------------------------------------------- sessions
@@ -85,7 +87,9 @@ class Service:
         self._c.step(node, e.DescriptorSeen(self.descriptor, self.version))
         if node.is_up:
             holder = self.lock[0] if self.lock else None
-            self._c.step(node, e.LockSeen(holder, self.lock is not None and self.lock == (node.name, node.session)))
+            self._c.step(
+                node, e.LockSeen(holder, self.lock is not None and self.lock == (node.name, node.session))
+            )
 
     # ----------------------------------------------------------------------------- requests
 

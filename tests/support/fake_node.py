@@ -47,6 +47,10 @@ class Drop(Exception):
         self.after = after
 
 
+class LastWords(Exception):
+    """Raised by a script: the node says why, and ends the stream."""
+
+
 Script = Callable[[list[Any]], "Error | None"]  # a request group -> the error to answer, None to execute it
 
 
@@ -234,6 +238,9 @@ class FakeNode:
                         await response.write(encode_frame(answers))
         except Drop:
             transport.abort()
+        except LastWords as words:
+            await response.write(encode_frame([-1, Unavailable.code, str(words), {}]))
+            transport.close()
         except (ConnectionError, FrameError):
             pass
         finally:

@@ -13,7 +13,15 @@ import pytest
 import ackord
 from ackord.wire.limits import DEFAULT_LIMITS
 from ackord.wire.messages import OP_GET, OP_WRITE
-from tests.support.fake_node import Drop, FakeCluster, FakeNode, Hold, start_cluster, stop_cluster
+from tests.support.fake_node import (
+    Drop,
+    FakeCluster,
+    FakeNode,
+    Hold,
+    LastWords,
+    start_cluster,
+    stop_cluster,
+)
 
 
 @pytest.fixture
@@ -239,6 +247,16 @@ async def test_a_lost_answer_is_asked_for_under_the_same_id(
     assert version == cluster.results[cluster.executed[0][:2]]
     assert [attempt for _, _, attempt in identities(coordinator)] == [1, 2]
     assert coordinator.stream_count == 2
+
+
+async def test_what_a_node_says_when_it_ends_the_stream_is_passed_on(
+    table: ackord.Table, coordinator: FakeNode
+) -> None:
+    coordinator.script = lambda group: throw(LastWords("too much for me"))
+    with pytest.raises(ackord.OutcomeUnknown, match="too much for me"):
+        await table.put(("a", 1), {}, timeout=0.2)
+    coordinator.script = None
+    await table.put(("a", 1), {})
 
 
 async def test_a_write_follows_a_redirection_at_once(

@@ -29,7 +29,9 @@ class Coordinator:
         self.start = state.log.end  # R8: the tail that must be committed first
         self.is_active = False  # its epoch is on disk and its members were asked
         self._reads = reads
-        self.progress = {node: Progress(node, next=state.log.end + 1) for node in state.replicas if node != state.node}
+        self.progress = {
+            node: Progress(node, next=state.log.end + 1) for node in state.replicas if node != state.node
+        }
         self.membership = Membership(state, won, self.start, self.progress, now)
         self.replication = Replication(state, self.epoch, self.progress)
         self.writes = WritePath(state, reads)
@@ -104,7 +106,18 @@ class Coordinator:
             p.grant = None
         s.send(
             p.node,
-            [m.BEACON, s.tablet, self.epoch, now, s.commit, self.start, request, seconds, grantee, s.recovered],
+            [
+                m.BEACON,
+                s.tablet,
+                self.epoch,
+                now,
+                s.commit,
+                self.start,
+                request,
+                seconds,
+                grantee,
+                s.recovered,
+            ],
             urgent=True,
         )
 

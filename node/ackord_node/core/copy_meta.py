@@ -61,7 +61,21 @@ class CopyMeta:
             raise ValueError(
                 f"copy metadata of format {raw[0]!r}; this program reads {META_FORMAT_OLDEST} to {META_FORMAT}"
             )
-        _, copy_id, promised, applied, trimmed, runs, last, collected, suspect, filling, descriptor, version, rec = raw
+        (
+            _,
+            copy_id,
+            promised,
+            applied,
+            trimmed,
+            runs,
+            last,
+            collected,
+            suspect,
+            filling,
+            descriptor,
+            version,
+            rec,
+        ) = raw
         return cls(
             copy_id,
             promised,

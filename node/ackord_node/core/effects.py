@@ -34,7 +34,10 @@ class Reply:
 
 @dataclass(slots=True)
 class Persist:
-    """Something waits for ``take_batch``."""
+    """Something waits for ``take_batch``. ``lazy``: only rows of committed entries, for which nobody waits; they
+    ride in the next batch and need no sync of their own."""
+
+    lazy: bool = False
 
 
 @dataclass(slots=True)

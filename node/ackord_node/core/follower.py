@@ -205,7 +205,7 @@ class Follower:
         """A batch of this tablet is on disk."""
         s = self._s
         self._answer(now)
-        if self._taken_due is not None and self._snapshot and self.leader is not None and not s.has_unstored:
+        if self._taken_due is not None and self._snapshot and self.leader is not None and not s.has_unsynced:
             number, self._taken_due = self._taken_due, None
             snapshot_id = self._snapshot[0]
             s.send(
@@ -242,7 +242,11 @@ class Follower:
         _, _, epoch, snapshot_id, number, space, records, header = message
         if not self.obey(epoch, source, now):
             return
-        if number == 0 and header is not None and (self._snapshot is None or self._snapshot[0] != snapshot_id):
+        if (
+            number == 0
+            and header is not None
+            and (self._snapshot is None or self._snapshot[0] != snapshot_id)
+        ):
             s.note("info", f"takes a snapshot at index {header[0]} from {source}")
             s.discard_copy(filling=True)
             self.lease_until, self.matched, self._request_floor = NO_LEASE, 0, now

@@ -138,7 +138,9 @@ class Membership:
             p = self._progress[member.node]
             is_lost = self._is_lost(member, now)
             if is_lost and not p.revoking:
-                self._s.note("warning", f"{member.node} is to leave the in-sync set: {self._why(member, now)}")
+                self._s.note(
+                    "warning", f"{member.node} is to leave the in-sync set: {self._why(member, now)}"
+                )
             p.revoking = is_lost
             if not is_lost and now - p.in_sync_since > self._s.config.timing.rejoin_forget:
                 p.pause = 0.0
@@ -234,10 +236,16 @@ class Membership:
             if self._is_settling and self.proposed is not None:
                 self._send_swap(now)
             return
-        is_mine = d.coordinator == s.node and d.incarnation == s.incarnation and d.epoch == self.descriptor.epoch
+        is_mine = (
+            d.coordinator == s.node and d.incarnation == s.incarnation and d.epoch == self.descriptor.epoch
+        )
         if not is_mine or d.dropped:
             self.deposed_reason = "the tablet was dropped" if d.dropped else f"{d.coordinator} took over"
-        elif self.proposed is not None and d.in_sync == self.proposed and s.descriptor_version == self.version + 1:
+        elif (
+            self.proposed is not None
+            and d.in_sync == self.proposed
+            and s.descriptor_version == self.version + 1
+        ):
             self._won(now)
         else:
             self.deposed_reason = "the descriptor was changed by somebody else"
@@ -303,7 +311,10 @@ class Membership:
         for node in self.descriptor.replicas:
             if node == s.node:
                 return
-            if node in self._successors() and now - self._progress[node].in_sync_since > s.config.timing.balance_delay:
+            if (
+                node in self._successors()
+                and now - self._progress[node].in_sync_since > s.config.timing.balance_delay
+            ):
                 self.hand_over(node, f"{node} is preferred", now)
                 return
 

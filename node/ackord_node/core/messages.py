@@ -13,7 +13,9 @@ APPEND = 1  # tablet, epoch, previous index, previous epoch, commit point, [reco
 CONFIRM = 2  # tablet, epoch, copy_id, index: on disk up to here
 MISMATCH = 3  # tablet, epoch, copy_id, probed index, safe index: the prefix does not match at the probe
 BEACON = 4  # tablet, epoch, sent at, commit point, start, lease request, granted seconds, grantee, recovered
-BEACON_CONFIRM = 5  # tablet, epoch, copy_id, echoed beacon time, lease request (own send time or -1), end, flags
+BEACON_CONFIRM = (
+    5  # tablet, epoch, copy_id, echoed beacon time, lease request (own send time or -1), end, flags
+)
 INQUIRE = 6  # tablet, epoch, inquiry id (echoed)
 INQUIRE_ANSWER = 7  # tablet, epoch, copy_id, inquiry id, last epoch, last index, commit point, recovered
 HANDOVER = 8  # tablet, epoch, successor's incarnation
@@ -22,6 +24,7 @@ SNAPSHOT = 10  # tablet, epoch, snapshot id, chunk number, space, [[key, value],
 SNAPSHOT_TAKEN = 11  # tablet, epoch, copy_id, snapshot id, chunk number
 FENCED = 12  # tablet, epoch that was refused, epoch that was promised
 COMMIT = 13  # tablet, epoch, commit point: sent at once when nothing else would carry it (rule R12)
+STOPPING = 14  # 0, 0: the whole node stops; for the runtime, not for a tablet
 
 # flags of BEACON_CONFIRM
 FLAG_COORDINATION = 1  # the member reaches the coordination service
@@ -45,6 +48,7 @@ FIELDS = {
     SNAPSHOT_TAKEN: 5,
     FENCED: 3,
     COMMIT: 3,
+    STOPPING: 2,
 }
 
 
@@ -54,7 +58,9 @@ def check(message: Any) -> Message:
         raise ValueError(f"peer message is not a list of kind, tablet and epoch: {type(message).__name__}")
     expected = FIELDS.get(message[0])
     if expected is None or len(message) != expected + 1:
-        raise ValueError(f"peer message of kind {message[0]} with {len(message) - 1} fields, expected {expected}")
+        raise ValueError(
+            f"peer message of kind {message[0]} with {len(message) - 1} fields, expected {expected}"
+        )
     if type(message[1]) is not int or type(message[2]) is not int:
         raise ValueError(f"peer message of kind {message[0]}: tablet and epoch must be integers")
     return message

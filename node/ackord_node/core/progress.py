@@ -32,7 +32,9 @@ class Progress:
     authority: float = NEVER  # send time of its last confirmed beacon + L
     granted_until: float = NEVER  # coordinator's clock, scaled for drift: what a removal waits out
     granted_raw: float = NEVER  # the same, unscaled: what a joining member's promise must cover
-    grant: tuple[float, float, int, float] | None = None  # (request, seconds, incarnation, made at) for the next beacon
+    grant: tuple[float, float, int, float] | None = (
+        None  # (request, seconds, incarnation, made at) for the next beacon
+    )
     # -- membership
     flags: int = 0
     revoking: bool = False  # no grants; it is being removed

@@ -124,7 +124,9 @@ class Replica:
             return self.coordinator.may_answer(now)
         return self.follower.lease_until > now
 
-    def get_many(self, request: e.Responder, keys: list[bytes], now: float) -> tuple[list[Any], list[int]] | None:
+    def get_many(
+        self, request: e.Responder, keys: list[bytes], now: float
+    ) -> tuple[list[Any], list[int]] | None:
         """Rule R12, in one step on arrival. None: this replica may not answer. Otherwise the rows, and the
         indices of keys whose answer comes later as a ``Reply`` effect (their place holds None)."""
         s = self.state

@@ -139,7 +139,16 @@ class Replication:
         records = [[key, value] for key, value in event.records]
         s.send(
             p.node,
-            [m.SNAPSHOT, s.tablet, self._epoch, p.snapshot_id, event.number, event.space, records, event.header],
+            [
+                m.SNAPSHOT,
+                s.tablet,
+                self._epoch,
+                p.snapshot_id,
+                event.number,
+                event.space,
+                records,
+                event.header,
+            ],
         )
 
     def snapshot_taken(self, p: Progress, snapshot_id: int, number: int, now: float) -> None:

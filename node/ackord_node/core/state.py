@@ -169,11 +169,13 @@ class TabletState:
         for at in range(self.commit + 1, index + 1):
             entry = self.log.get(at)
             if entry is None:
-                raise ValueError(f"commit of {at}, which is not in memory ({self.log.first} to {self.log.end})")
+                raise ValueError(
+                    f"commit of {at}, which is not in memory ({self.log.first} to {self.log.end})"
+                )
             self.overlay.committed(entry)
             self.requests.apply(entry)
         self.commit = index
-        self.want_persist()
+        self.out.append(Persist(lazy=True))
         return True
 
     def promise_epoch(self, epoch: int) -> None:
@@ -219,7 +221,8 @@ class TabletState:
     # --------------------------------------------------------------------------- persistence
 
     def want_persist(self) -> None:
-        if not (self.out and isinstance(self.out[-1], Persist)):
+        last = self.out[-1] if self.out else None
+        if not (isinstance(last, Persist) and not last.lazy):
             self.out.append(Persist())
 
     def want_meta(self) -> None:
@@ -228,11 +231,15 @@ class TabletState:
 
     @property
     def has_unstored(self) -> bool:
+        return self.has_unsynced or self._applied_taken < self.commit
+
+    @property
+    def has_unsynced(self) -> bool:
+        """Something that an answer or a promise waits for, not only rows to be applied."""
         return (
             self._meta_dirty
             or self._clear
             or self._written < self.log.end
-            or self._applied_taken < self.commit
             or self._cut is not None
             or bool(self._fill_rows or self._fill_requests)
         )
@@ -311,7 +318,7 @@ class TabletState:
             self.log.release(self.applied, self.config.log.memory_bytes)
         self._durable_cap = None
         if self.has_unstored:
-            self.want_persist()
+            self.out.append(Persist(lazy=not self.has_unsynced))
 
     def unstored(self, batch: TabletBatch) -> None:
         """The batch was refused whole (no space): all of it is to be taken again."""

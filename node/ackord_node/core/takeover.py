@@ -76,7 +76,9 @@ class Takeover:
         s = self._s
         d = s.descriptor
         assert d is not None
-        names = [n for n in d.replicas if d.is_newborn or (d.member_of(n) and n != d.coordinator) or n == s.node]
+        names = [
+            n for n in d.replicas if d.is_newborn or (d.member_of(n) and n != d.coordinator) or n == s.node
+        ]
         return names.index(s.node) if s.node in names else len(names)
 
     def poll(self, now: float) -> None:
@@ -175,7 +177,9 @@ class Takeover:
         own = (s.log.epoch_at(s.log.end) or 0, s.log.end)
         later = sorted(node for node in others if self._answers[node] > own)
         if later:
-            s.note("warning", f"suspect copy leaves the takeover to {later[0]}, whose log is later than {own}")
+            s.note(
+                "warning", f"suspect copy leaves the takeover to {later[0]}, whose log is later than {own}"
+            )
             self._release(now + 4 * s.config.timing.retry_interval)
         else:
             self._swap(now)

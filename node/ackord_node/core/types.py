@@ -61,7 +61,10 @@ class Descriptor:
     def decode(cls, data: bytes) -> Descriptor:
         """Raises ValueError if the data is not a descriptor of a format that this program reads."""
         raw: Any = unpackb(data)
-        if not isinstance(raw, dict) or not DESCRIPTOR_FORMAT_OLDEST <= raw.get("format", 0) <= DESCRIPTOR_FORMAT:
+        if (
+            not isinstance(raw, dict)
+            or not DESCRIPTOR_FORMAT_OLDEST <= raw.get("format", 0) <= DESCRIPTOR_FORMAT
+        ):
             found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
             raise ValueError(
                 f"descriptor format {found!r}; this program reads "

@@ -155,7 +155,9 @@ class WritePath:
                     limit=ahead,
                 )
         elif record.last_version < self._collecting_below:
-            return Unavailable("this client is being collected", reason="client_collecting", retry_after_ms=20)
+            return Unavailable(
+                "this client is being collected", reason="client_collecting", retry_after_ms=20
+            )
         elif len(record.results) - record.pruned_count > s.config.limits.client_results_count:
             return self._overloaded()
         return None
@@ -272,14 +274,18 @@ class WritePath:
         is_all = len(ops) == len(group.ops)
         if verdicts.now_indices:
             whole = is_all and not verdicts.later_indices
-            s.out.append(
-                Reply(group.request, None if whole else verdicts.now_indices, verdicts.now_results)
-            )
+            s.out.append(Reply(group.request, None if whole else verdicts.now_indices, verdicts.now_results))
         if verdicts.later_indices:
             whole = is_all and not verdicts.now_indices
             size = sum(len(group.ops[at][3] or b"") for at in ops)
             self._answers.append(
-                Answer(index, group.request, None if whole else verdicts.later_indices, verdicts.later_results, size)
+                Answer(
+                    index,
+                    group.request,
+                    None if whole else verdicts.later_indices,
+                    verdicts.later_results,
+                    size,
+                )
             )
             self.pending_count += len(verdicts.later_results)
             self.pending_bytes += size
@@ -330,7 +336,9 @@ class WritePath:
     def end(self) -> None:
         """The epoch ended: what is not committed here may be committed by the next coordinator (rule R17)."""
         unknown = error_to_wire(
-            OutcomeUnknown("the tablet's coordinator changed while the write was under way", reason="epoch_ended")
+            OutcomeUnknown(
+                "the tablet's coordinator changed while the write was under way", reason="epoch_ended"
+            )
         )
         while self._answers:
             answer = self._answers.popleft()

@@ -172,7 +172,9 @@ class Catalogue:
 
     def _is_served(self, tablet: int, members_count: int) -> bool:
         known = self.descriptors.get(tablet)
-        return known is not None and known[0].coordinator is not None and len(known[0].in_sync) >= members_count
+        return (
+            known is not None and known[0].coordinator is not None and len(known[0].in_sync) >= members_count
+        )
 
     async def drop(self, name: str) -> None:
         async with _Certainty(f"drop table {name!r}") as certainty:
@@ -201,7 +203,9 @@ class Catalogue:
             descriptor = Descriptor.decode(found[0])
             if descriptor.dropped:
                 return
-            marked = replace(descriptor, epoch=descriptor.epoch + 1, coordinator=None, incarnation=0, dropped=True)
+            marked = replace(
+                descriptor, epoch=descriptor.epoch + 1, coordinator=None, incarnation=0, dropped=True
+            )
             if await self._coordination.swap_descriptor(tablet, marked.encode(), found[1]) is Cas.WON:
                 return
         raise OutcomeUnknown(f"tablet {tablet:x} could not be marked as dropped; drop the table again")

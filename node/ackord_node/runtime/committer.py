@@ -19,6 +19,7 @@ from ackord_node.runtime.observer import Observer
 log = logging.getLogger("ackord.engine")
 T = TypeVar("T")
 
+APPLY_WAIT_S = 0.2  # rows of committed entries that no other commit carried are applied after this
 FULL_PAUSE_S = 0.5  # between tries while the disk has no room
 
 
@@ -36,7 +37,9 @@ class Source:
 
 
 class Committer:
-    def __init__(self, engine: Engine, clock: Clock, observer: Observer, crash: Callable[[str], None]) -> None:
+    def __init__(
+        self, engine: Engine, clock: Clock, observer: Observer, crash: Callable[[str], None]
+    ) -> None:
         self._engine = engine
         self._clock = clock
         self._observer = observer
@@ -47,15 +50,25 @@ class Committer:
         self._forget: list[int] = []
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._apply_timer: asyncio.TimerHandle | None = None
         self.busy_since: float | None = None  # the commit under way began then
         self.is_full = False
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="committer")
 
-    def want(self, tablet: int, source: Source) -> None:
+    def want(self, tablet: int, source: Source, lazy: bool) -> None:
+        """``lazy``: it may wait for the next commit that somebody needs, but not longer than ``APPLY_WAIT_S``."""
         self._dirty[tablet] = source
-        self._wanted.set()
+        if not lazy:
+            self._wanted.set()
+        elif self._apply_timer is None:
+            self._apply_timer = asyncio.get_running_loop().call_later(APPLY_WAIT_S, self._apply)
+
+    def _apply(self) -> None:
+        self._apply_timer = None
+        if self._dirty:
+            self._wanted.set()
 
     def put_node(self, facts: dict[str, bytes]) -> None:
         """Facts of the node, stored with the next commit."""
@@ -74,6 +87,8 @@ class Committer:
 
     async def close(self) -> None:
         """Commits what waits and ends; bounded by one commit."""
+        if self._apply_timer is not None:
+            self._apply_timer.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -74,7 +74,9 @@ async def join_cluster(coordination: Coordination, facts: Facts, cluster: str) -
         record = await coordination.create_cluster(made)
     found = unpackb(record)
     if not CLUSTER_FORMAT_OLDEST <= found["format"] <= CLUSTER_FORMAT:
-        raise IdentityError(f"the cluster record has format {found['format']}, this program reads {CLUSTER_FORMAT}")
+        raise IdentityError(
+            f"the cluster record has format {found['format']}, this program reads {CLUSTER_FORMAT}"
+        )
     if found["cluster"] != cluster:
         raise IdentityError(
             f"the coordination service's path holds cluster {found['cluster']!r}, cluster.yaml says {cluster!r}"
@@ -96,7 +98,9 @@ def load_copy(engine: Engine, tablet: int, meta: CopyMeta) -> StoredCopy:
         for index, record in found:
             entry = Entry.decode(tablet, record)
             if entry.index != index or index != first:
-                raise RecordCorrupt(f"log of tablet {tablet:x}: entry {entry.index} at {index}, expected {first}")
+                raise RecordCorrupt(
+                    f"log of tablet {tablet:x}: entry {entry.index} at {index}, expected {first}"
+                )
             entries.append(entry)
             first += 1
         if not found:

@@ -48,6 +48,7 @@ log = logging.getLogger("ackord.node")
 
 TICK_S = 0.01
 STOP_WAIT_S = 6.0  # a planned stop waits so long for its hand-overs
+LONE_STOP_WAIT_S = 0.5  # with nobody left to take over: time for what is under way
 WAIT_LOG_S = 5.0
 
 
@@ -117,6 +118,7 @@ class Node:
         self._coordination_event = asyncio.Event()
         self._refresh_wanted = asyncio.Event()
         self._peers_up: set[str] = set()
+        self._peers_stopping: set[str] = set()
         self._last_version = 0
         self._tables_stored: bytes = b""
 
@@ -164,12 +166,16 @@ class Node:
     async def leave(self) -> None:
         """Hands every tablet over and leaves the in-sync sets, within a bounded time (R7b): no call fails."""
         self.is_stopping = True
+        for peer in sorted(self._peers_up):
+            self.transport.send(peer, [m.STOPPING, 0, 0], urgent=True)
         for host in list(self.hosts.values()):
             host.feed(e.Leave())
         begun = self.clock.now()
         while self.clock.now() - begun < STOP_WAIT_S:
             if all(h.replica.has_left or h.replica.state.stopped_reason for h in self.hosts.values()):
                 return
+            if not self._peers_up - self._peers_stopping and self.clock.now() - begun > LONE_STOP_WAIT_S:
+                return  # the whole cluster stops: there is nobody to hand over to
             await asyncio.sleep(0.02)
         log.warning("stopping although not every tablet could be handed over within %.0f s", STOP_WAIT_S)
 
@@ -349,11 +355,15 @@ class Node:
         for message in messages:
             m.check(message)
             host = hosts.get(message[1])
-            if host is not None:
+            if host is None:
+                if message[0] == m.STOPPING:
+                    self._peers_stopping.add(node)
+            else:
                 host.feed(e.Received(node, incarnation, message))
 
     def peer_up(self, node: str) -> None:
         self._peers_up.add(node)
+        self._peers_stopping.discard(node)
         self.observer.peer_link(node, True)
         for host in list(self.hosts.values()):
             host.feed(e.PeerUp(node))

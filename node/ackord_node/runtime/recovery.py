@@ -45,7 +45,9 @@ class Recovery:
         action = request.get("action")
         if action not in _FIELDS:
             raise InvalidRequest(
-                f"action must be one of {', '.join(_FIELDS)}, not {action!r}", field="action", value=str(action)
+                f"action must be one of {', '.join(_FIELDS)}, not {action!r}",
+                field="action",
+                value=str(action),
             )
         unknown = sorted(set(map(str, request)) - _FIELDS[action])
         if unknown:
@@ -143,7 +145,9 @@ class Recovery:
         forced = _only(descriptor, Member(str(chosen), copy["copy_id"]), inspected["copies"])
         outcome = await self._node.coordination.swap_descriptor(tablet, forced.encode(), standing[1])
         if outcome is Cas.UNKNOWN:
-            raise OutcomeUnknown("the coordination service did not answer; look at `ackord status`, then try again")
+            raise OutcomeUnknown(
+                "the coordination service did not answer; look at `ackord status`, then try again"
+            )
         if outcome is Cas.LOST:
             raise Unavailable("the tablet's descriptor changed meanwhile; look again before forcing it")
         log.warning("tablet %x was forced to the copy of %s: %s", tablet, chosen, loss)
@@ -155,7 +159,8 @@ class Recovery:
         node = self._node
         if await node.coordination.cluster() is not None:
             raise InvalidRequest(
-                "the coordination service holds this cluster's state: there is nothing to rebuild", field="action"
+                "the coordination service holds this cluster's state: there is nothing to rebuild",
+                field="action",
             )
         found, missing = await self._inventories()
         unexcused = [name for name in missing if name not in without]
@@ -167,14 +172,18 @@ class Recovery:
             )
         ids = {a["cluster_id"] for a in found.values() if a["cluster_id"] is not None}
         if len(ids) != 1:
-            raise InvalidRequest(f"the nodes' folders name {len(ids)} cluster ids: {sorted(ids)}", field="cluster_id")
+            raise InvalidRequest(
+                f"the nodes' folders name {len(ids)} cluster ids: {sorted(ids)}", field="cluster_id"
+            )
         plan = _plan(found)
         for definition in plan.values():
             for tablet in definition.tablets:
                 await self._write_descriptor(tablet.id, found)
             await node.coordination.create_table(definition.name, packb(definition.to_wire()))
         highest = max(
-            [d.id for d in plan.values()] + [int(t) >> TABLET_BITS for a in found.values() for t in a["copies"]], default=0
+            [d.id for d in plan.values()]
+            + [int(t) >> TABLET_BITS for a in found.values() for t in a["copies"]],
+            default=0,
         )
         while await node.coordination.next_id() < highest:
             pass  # ids that were used are never used again (rule R18)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LOCAL_STATUS_PATH = "/peer/v1/status"
 ASK_TIMEOUT_S = 1.0
+METRICS_S = 1.0
 
 
 class Reporter:
@@ -105,11 +106,21 @@ class Reporter:
             "in_sync": s.is_in_sync,
             "suspect": s.suspect,
             "filling": s.filling,
-            "role": "coordinator" if replica.coordinator is not None else "member" if s.is_in_sync else "learner",
+            "role": "coordinator"
+            if replica.coordinator is not None
+            else "member"
+            if s.is_in_sync
+            else "learner",
         }
         if replica.coordinator is not None:
             found["lag"] = {p.node: s.log.end - p.confirmed for p in replica.coordinator.progress.values()}
         return found
+
+    async def run(self) -> None:
+        """Keeps the gauges up to date."""
+        while True:
+            await asyncio.sleep(METRICS_S)
+            self.report_metrics()
 
     def report_metrics(self) -> None:
         """Gauges of the tablets that this node coordinates."""

@@ -85,7 +85,7 @@ class TabletHost(Source):
         self._effects: dict[type, Callable[[Any], None]] = {
             e.Send: lambda x: around.send(x.node, x.message, x.urgent),
             e.Reply: lambda x: x.request.answer(x.indices, x.results),
-            e.Persist: lambda x: around.committer.want(self.tablet, self),
+            e.Persist: lambda x: around.committer.want(self.tablet, self, x.lazy),
             e.Swap: lambda x: around.spawn(self._swap(x)),
             e.ReadDescriptor: lambda x: around.spawn(self._read_descriptor()),
             e.AcquireLock: lambda x: around.spawn(self._acquire_lock()),
@@ -220,7 +220,9 @@ class TabletHost(Source):
             if key < start or (end is not None and key >= end):
                 bad[at] = self._elsewhere("stale_routing")
             elif not is_valid(key):
-                error = InvalidRequest(f"the key {key[:32]!r} does not fit the table's key columns", field="key")
+                error = InvalidRequest(
+                    f"the key {key[:32]!r} does not fit the table's key columns", field="key"
+                )
                 bad[at] = error_to_wire(error)
         return bad
 

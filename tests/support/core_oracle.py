@@ -1,0 +1,224 @@
+"""What must hold of a cluster of cores, checked after every step.
+
+``truth`` is the committed log: the first replica to commit an index defines it, and every other must agree.
+``exposed`` is the longest prefix that anybody outside has seen: an acknowledged write, or a state that a replica
+could answer a read from. A replica that may read must hold all of it, in real-time order.
+
+``truth`` is also replayed through a model of the row operations, so that each (client, sequence) runs once, on
+the state that its condition was judged on.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from ackord.errors import Conflict
+from ackord.wire.messages import (
+    COND_IF_ABSENT,
+    COND_IF_EXISTS,
+    COND_IF_VERSION,
+    COND_NONE,
+    KIND_DELETE,
+    KIND_PUT,
+    row_columns,
+    row_version,
+)
+from ackord.wire.values import check_update, decode_columns
+from ackord_node.core.log import Entry
+from ackord_node.core.types import Descriptor
+
+if TYPE_CHECKING:
+    from tests.support.core_clients import Op
+    from tests.support.core_cluster import Node
+
+
+class Violation(AssertionError):
+    """The cluster broke a promise."""
+
+
+class Oracle:
+    def __init__(self) -> None:
+        self.truth: list[Entry] = []
+        self.exposed = 0
+        self.ops: dict[tuple[bytes, int], Op] = {}
+        self.done: dict[
+            tuple[bytes, int], tuple[int, int]
+        ] = {}  # -> (index, version or minus the error's code)
+        self.rows: dict[bytes, bytes] = {}
+        self.history: dict[bytes, tuple[list[int], list[bytes | None]]] = defaultdict(lambda: ([0], [None]))
+        self.last_version = 0
+        self.reads = self.acks = self.may_read_steps = 0
+
+    # ------------------------------------------------------------------------ the committed log
+
+    def committed(self, node: Node) -> None:
+        """Called after each step: what the replica committed is, and stays, the truth."""
+        assert node.replica is not None
+        state = node.replica.state
+        first, node.seen_commit = node.seen_commit + 1, state.commit
+        if node.seen_generation != state.generation:
+            node.seen_generation, first = state.generation, state.commit + 1
+            if state.commit > len(self.truth):
+                raise Violation(f"{node.name} was filled up to {state.commit}, beyond what is committed")
+        for index in range(first, state.commit + 1):
+            entry = state.log.get(index)
+            if entry is None:
+                if index > len(self.truth):
+                    raise Violation(f"{node.name} committed {index}, which nobody knows")
+            elif index > len(self.truth):
+                self._extend(entry, node)
+            elif self.truth[index - 1].record != entry.record:
+                raise Violation(
+                    f"{node.name} commits {self._name(entry)} at {index}, where "
+                    f"{self._name(self.truth[index - 1])} was committed (exposed {self.exposed})"
+                )
+
+    def _name(self, entry: Entry) -> str:
+        return f"entry {entry.index} of epoch {entry.epoch}"
+
+    def _extend(self, entry: Entry, node: Node) -> None:
+        if entry.index != len(self.truth) + 1:
+            raise Violation(f"{node.name} commits {entry.index} after {len(self.truth)}")
+        if entry.version <= self.last_version and any(g[0] is not None for g in entry.groups):
+            raise Violation(f"{self._name(entry)} has version {entry.version} after {self.last_version}")
+        self.truth.append(entry)
+        version = entry.version
+        for group in entry.groups:
+            if group[0] is None:
+                continue
+            client, _, _, seqs, keys, values = group
+            for seq, key, value in zip(seqs, keys, values, strict=True):
+                self._replay(client, seq, key, value, version, entry.index)
+                version += 1
+        self.last_version = max(self.last_version, entry.last_version)
+
+    def _replay(
+        self, client: bytes, seq: int, key: bytes | None, value: Any, version: int, index: int
+    ) -> None:
+        request = (client, seq)
+        if client:
+            if request in self.done:
+                raise Violation(
+                    f"request {seq} of {client!r} is committed at {self.done[request]} and {index}"
+                )
+            self.done[request] = (index, version if key is not None else -value)
+        op = self.ops[request]
+        expected = self._judge(op)
+        if key is None:
+            if expected != "conflict" or value != Conflict.code:
+                raise Violation(f"{op} was refused with {value}, expected {expected!r}")
+            return
+        found = (row_version(value), decode_columns(row_columns(value))) if value is not None else None
+        wanted = (version, expected) if expected is not None else None
+        if key != op.key or found != wanted:
+            raise Violation(f"{op} left {found!r}, expected {wanted!r}")
+        if value is None:
+            self.rows.pop(key, None)
+        else:
+            self.rows[key] = value
+        indices, rows = self.history[key]
+        indices.append(index)
+        rows.append(value)
+
+    def _judge(self, op: Op) -> Any:
+        """The columns that the row should have now, None if deleted, or "conflict"."""
+        row = self.rows.get(op.key)
+        found = row_version(row) if row is not None else None
+        holds = {
+            COND_NONE: True,
+            COND_IF_VERSION: found is not None and found == op.condition_value,
+            COND_IF_ABSENT: row is None,
+            COND_IF_EXISTS: row is not None,
+        }[op.condition]
+        if not holds:
+            return "conflict"
+        if op.kind == KIND_DELETE:
+            return None
+        if op.kind == KIND_PUT:
+            return decode_columns(op.body or b"")
+        changes, removed, increments = check_update(op.body)
+        columns = decode_columns(row_columns(row)) if row is not None else {}
+        for name in removed:
+            columns.pop(name, None)
+        columns.update(changes)
+        for name, amount in increments.items():
+            columns[name] = columns.get(name, 0) + amount
+        return columns
+
+    # -------------------------------------------------------------------------- what is exposed
+
+    def readable(self, node: Node, now: float) -> None:
+        """If the replica may answer reads now, it must hold all that was exposed; and it exposes its own."""
+        replica = node.replica
+        assert replica is not None
+        if not replica.may_read(now):
+            return
+        state = replica.state
+        self.may_read_steps += 1
+        reach = state.commit if replica.coordinator is not None else state.log.end
+        if reach < self.exposed:
+            raise Violation(
+                f"{node.name} may answer reads with {reach} entries (epoch {state.promised}), but {self.exposed} "
+                "were exposed"
+            )
+        if self.exposed >= max(state.log.trimmed, 1):
+            epoch = state.log.epoch_at(self.exposed)
+            if epoch != self.truth[self.exposed - 1].epoch:
+                raise Violation(f"{node.name} may answer reads with another entry at {self.exposed}")
+        self.exposed = max(self.exposed, state.commit)
+
+    def acknowledged(self, op: Op, version: int) -> None:
+        self.acks += 1
+        index, found = self.done.get((op.client, op.seq), (0, 0))
+        if found != version:
+            raise Violation(f"{op} was acknowledged with {version}, but {found} is committed at {index}")
+        self.exposed = max(self.exposed, index)
+
+    def answered(self, key: bytes, row: bytes | None, since: int, what: str) -> None:
+        """A read (or a negative answer) that arrived when ``since`` entries were exposed answered ``row``: the row
+        as of some prefix between that and what is committed now."""
+        self.reads += 1
+        indices, rows = self.history[key]
+        at = bisect_right(indices, since) - 1
+        while at < len(indices):
+            if rows[at] == row:
+                self.exposed = max(self.exposed, min(indices[at], len(self.truth)))
+                return
+            at += 1
+        raise Violation(
+            f"{what} answered {row!r} for {key!r}; since {since} it was {rows[bisect_right(indices, since) - 1 :]}"
+        )
+
+    # ---------------------------------------------------------------------------- stored states
+
+    def state_at(self, index: int) -> dict[bytes, bytes]:
+        rows = {}
+        for key, (indices, values) in sorted(self.history.items()):
+            value = values[bisect_right(indices, index) - 1]
+            if value is not None:
+                rows[key] = value
+        return rows
+
+    def stored(self, node: Node) -> None:
+        """What a node finds at its start is the state at ``applied``, followed by a log without gap."""
+        meta = node.disk.meta
+        if meta.filling:
+            return
+        if node.disk.now.rows != self.state_at(meta.applied):
+            raise Violation(f"{node.name}'s stored rows are not the state at {meta.applied}")
+
+    def descriptor_changed(self, before: Descriptor, after: Descriptor) -> None:
+        if after.epoch < before.epoch:
+            raise Violation(f"the epoch went back from {before.epoch} to {after.epoch}")
+        if after.epoch > before.epoch and before.in_sync:
+            taker = after.member_of(after.coordinator or "")
+            if taker not in before.in_sync and not after.dropped:
+                raise Violation(f"{taker} took over, but {sorted(before.in_sync)} were in sync")
+        if len(after.in_sync) < min(len(before.in_sync), after.min_in_sync):
+            raise Violation(f"the in-sync set went below the minimum: {sorted(after.in_sync)}")
+        if after.epoch == before.epoch and len(after.in_sync ^ before.in_sync) > 2:
+            raise Violation(
+                f"more than one change at a time: {sorted(before.in_sync)} to {sorted(after.in_sync)}"
+            )
