@@ -7,9 +7,11 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
+from yarl import URL
 
 import ackord
 from tests.support.cluster import RealCluster
@@ -305,8 +307,6 @@ def _unix_ms(cluster: RealCluster) -> int:
 
 
 def _quoted(text: str) -> str:
-    from urllib.parse import quote
-
     return quote(text, safe="")
 
 
@@ -318,8 +318,6 @@ async def _json(
     body: Any = None,
     headers: dict[str, str] | None = None,
 ) -> Any:
-    from yarl import URL
-
     async with http.request(method, URL(url, encoded=True), json=body, headers=headers) as response:
         answer = await response.json()
         assert response.status == status, answer

@@ -130,13 +130,18 @@ class Client:
     def __init__(self, cluster: Cluster, number: int) -> None:
         self._c = cluster
         self._rng = cluster.rng
-        self.id = b"client-%02d-of-sim" % number
-        self.registered = cluster.base_version
-        self.seq = 0
+        self.number = number
+        self.register()
         self.open: list[Op] = []
+        self._is_forgotten = False
         self.versions: dict[bytes, int] = {}
-        self.ops: list[Op] = []
-        self.generation = 0
+
+    def register(self) -> None:
+        """Begins under a new id, as the SDK does once the cluster has forgotten the old one (rule R16)."""
+        self._c.registered += 1
+        self.id = b"client-%d-of-sim-%d" % (self.number, self._c.registered)
+        self.registered = self._c.wall_ms() << 16
+        self.seq = 0
 
     @property
     def floor(self) -> int:
@@ -148,7 +153,10 @@ class Client:
     def _turn(self) -> None:
         if not self._c.has_clients:
             return
-        if len(self.open) < 4:
+        if self._is_forgotten and not self.open:
+            self._is_forgotten = False
+            self.register()
+        if len(self.open) < 4 and not self._is_forgotten:
             self.submit([self.new_op() for _ in range(self._rng.choice((1, 1, 1, 2, 3)))])
         self._c.at(self._rng.expovariate(12.0), self._turn)
 
@@ -158,7 +166,6 @@ class Client:
         self.seq += 1
         op = Op(self.id, self.seq, kind, key, body, condition, value)
         self._c.oracle.ops[op.client, op.seq] = op
-        self.ops.append(op)
         return op
 
     def new_op(self) -> Op:
@@ -190,7 +197,7 @@ class Client:
             op.attempts += 1
             op.since[op.attempts] = c.oracle.exposed
         attempt = Attempt(c, target, ops)
-        group = WriteGroup(attempt, self.id, self.registered, self.floor, [op.wire() for op in ops])
+        group = WriteGroup(attempt, ops[0].client, self.registered, self.floor, [op.wire() for op in ops])
         delay = c.delay() if not c.has_faults or self._rng.random() < 0.95 else self._rng.uniform(0.5, 4.0)
         c.at_node(c.nodes[target], lambda: c.write(c.nodes[target], group), delay)
         if name is None:
@@ -203,6 +210,8 @@ class Client:
                 self.versions[op.key] = op.outcome
             elif op.outcome is not None and op.outcome[3] is not None:
                 self.versions[op.key] = row_version(op.outcome[3])
+            if op.is_done and op.last_error is op.outcome and op.outcome[2].get("reason") == "client_collected":
+                self._is_forgotten = True
         for op in [op for op in self.open if op.is_done or op.attempts >= 8]:
             self.open.remove(op)
         rest = [op for op in ops if op in self.open]

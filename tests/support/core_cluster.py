@@ -48,6 +48,13 @@ class Profile:
     limits: Limits = field(default_factory=Limits)
 
 
+class Notes(list[str]):
+    """What the nodes noted."""
+
+    def count(self, text: str) -> int:  # type: ignore[override]
+        return sum(text in note for note in self)
+
+
 class Node:
     def __init__(self, cluster: Cluster, name: str, disk: VirtualDisk) -> None:
         self.cluster = cluster
@@ -97,8 +104,9 @@ class Cluster:
         self.has_clients = False
         self.oracle = Oracle()
         self.trace: list[str] = []
+        self.notes = Notes()
         self.digest = hashlib.blake2b(digest_size=8)
-        self.base_version = WALL_MS << 16
+        self.registered = 0  # clients so far
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._copies = 100
@@ -227,6 +235,7 @@ class Cluster:
                 self.service.release(node)
             case e.Note(text=text):
                 self.trace.append(f"{self.now:.6f} {node.name} -- {text}")
+                self.notes.append(text)
             case _:
                 self._serve_catch_up(node, effect)
 
@@ -490,12 +499,12 @@ class Cluster:
         return self.leader()
 
     def put(self, key: bytes = b"k1", node: str | None = None) -> Op:
-        """One unique put of the first client, retried until it is decided unless ``node`` is given."""
+        """One unique put of a new client, retried until it is decided unless ``node`` is given."""
         from ackord.wire.messages import KIND_PUT
         from ackord.wire.values import encode_columns
 
-        client = self.clients[0]
-        op = client.op(KIND_PUT, key, encode_columns({"v": f"put {client.seq}"}))
+        client = Client(self, len(self.clients))
+        op = client.op(KIND_PUT, key, encode_columns({"v": f"put {client.id.decode()}"}))
         client.submit([op], node)
         return op
 

@@ -43,6 +43,7 @@ class Follower:
         if epoch > s.promised:
             s.promise_epoch(epoch)
             self.forget(now)
+            s.handed_to = None
         self.leader = source
         return True
 

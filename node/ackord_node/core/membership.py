@@ -78,7 +78,10 @@ class Membership:
         """Why no write can be taken now (rule R11); None if one can."""
         d, s = self.descriptor, self._s
         if self.has_ended_reads:
-            return Unavailable("the coordinator is handing over", reason="not_coordinator", retry_after_ms=20)
+            hint = {"coordinator": s.handed_to} if s.handed_to is not None else {}
+            return Unavailable(
+                "the coordinator is handing over", reason="not_coordinator", retry_after_ms=20, **hint
+            )
         if len(self.in_sync) < d.min_in_sync:
             return Unavailable(
                 f"{len(self.in_sync)} copies are in sync, min_in_sync is {d.min_in_sync}",
@@ -331,6 +334,10 @@ class Membership:
                 found.append(node)
         return found
 
+    def _chosen(self) -> str | None:
+        successors = self._successors()
+        return self._successor if self._successor in successors else next(iter(successors), None)
+
     def hand_over(self, successor: str | None, why: str, now: float) -> None:
         if self.drain is Drain.NO:
             self._s.note("info", f"hands over to {successor or 'the next in preference'}: {why}")
@@ -348,13 +355,13 @@ class Membership:
                 self.drain = Drain.NO  # nobody could go on: stay
                 return
             self.drain, self._drain_at = Drain.TAIL, now
+            s.handed_to = self._chosen()
         if self.drain is Drain.TAIL:
             is_late = now - self._drain_at > s.config.timing.drain_commit_timeout
             if s.commit < s.log.end and not is_late:
                 return
             self.drain = Drain.DONE
-            successors = self._successors()
-            chosen = self._successor if self._successor in successors else next(iter(successors), None)
+            s.handed_to = chosen = self._chosen()
             if chosen is not None:
                 p = self._progress[chosen]
                 s.send(chosen, [m.HANDOVER, s.tablet, self.descriptor.epoch, p.incarnation], urgent=True)

@@ -207,6 +207,7 @@ class Replica:
             return  # a later coordinator was obeyed meanwhile
         s.descriptor, s.descriptor_version = won.descriptor, won.version
         s.recovered = won.descriptor.recovered
+        s.handed_to = None
         s.promise_epoch(won.descriptor.epoch)
         self.follower.forget(now)
         self.reads.refuse(_MOVED)
@@ -385,13 +386,21 @@ class Replica:
         if self.coordinator is not None:
             self.coordinator.take_writes(event, now)
             return
-        known = s.descriptor.coordinator if s.descriptor is not None else None
-        where = {"coordinator": known} if known not in (None, s.node) else {}
+        known = self.coordinator_hint
+        where = {"coordinator": known} if known is not None else {}
         refusal = error_to_wire(
             Unavailable(f"{s.node} does not coordinate this tablet", reason="not_coordinator", **where)
         )
         for group in event.groups:
             s.out.append(e.Reply(group.request, None, [refusal] * len(group.ops)))
+
+    @property
+    def coordinator_hint(self) -> str | None:
+        """The other node that coordinates the tablet or is about to, as far as this replica knows."""
+        s = self.state
+        recorded = s.descriptor.coordinator if s.descriptor is not None else None
+        known = s.handed_to or self.follower.leader or recorded
+        return known if known != s.node else None
 
     def _tick(self, event: e.Tick, now: float) -> None:
         self._tick_at = now + self.state.config.timing.beacon_interval

@@ -70,7 +70,8 @@ class TabletState:
         self.suspect = meta.suspect
         self.filling = meta.filling
         self.recovered = meta.recovered
-        self.log = Log(meta.trimmed, meta.runs)
+        # The entries bring their own runs; those of the metadata may describe them already.
+        self.log = Log(meta.trimmed, [run for run in meta.runs if run[0] <= meta.applied])
         self.log.first = meta.applied + 1
         self.log.entries = []
         self.overlay = Overlay()
@@ -101,6 +102,7 @@ class TabletState:
         self.peers_up: set[str] = set()
         self.peers_refused: set[str] = set()
         self.is_leaving = False
+        self.handed_to: str | None = None  # whom this node told to take over; a hint for clients
         self.unfit_reason: str | None = None
         self.stopped_reason: str | None = None  # corrupt or dropped: serves nothing
         self.trim_hold: int | None = None
@@ -330,7 +332,7 @@ class TabletState:
             self._written = min(self._written, batch.log[0][1] - 1) if batch.log else self._written
             self._applied_taken = self.applied
             self._fill_rows = [] if not self.filling else batch.rows + self._fill_rows
-            for client in self.requests.clients:
+            for _, client, _ in batch.requests:
                 self.requests.dirty[client] = None
         self._meta_dirty = True
 

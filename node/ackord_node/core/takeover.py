@@ -50,6 +50,7 @@ class Takeover:
         self._wanted: Descriptor | None = None
         self._base_version = -1
         self._asked_at = 0.0
+        self._sent_at = 0.0  # of the last compare-and-set
         self._answers: dict[str, tuple[int, int]] = {}
         self.wake_at = 0.0
         self.hurry = False  # a coordinator handed over to this node: no rank delay
@@ -156,7 +157,7 @@ class Takeover:
         self.wake_at = now + s.config.timing.retry_interval
         for member in sorted(s.descriptor.in_sync):
             if member.node != s.node:
-                s.send(member.node, [m.INQUIRE, s.tablet, s.promised, 0], urgent=True)
+                s.send(member.node, [m.INQUIRE, s.tablet, s.promised, s.incarnation], urgent=True)
         self._judge_answers(now)
 
     def inquire_answer(self, node: str, message: m.Message, now: float) -> None:
@@ -164,13 +165,16 @@ class Takeover:
         if self.stage is not Stage.INQUIRING or s.descriptor is None:
             return
         member = s.descriptor.member_of(node)
-        if member is not None and member.copy_id == message[3]:
+        if member is not None and member.copy_id == message[3] and message[4] == s.incarnation:
             self._answers[node] = (message[5], message[6])
             self._judge_answers(now)
 
     def _judge_answers(self, now: float) -> None:
         s = self._s
         assert s.descriptor is not None
+        if not self._may_try() or now < s.promise_until:  # asked for long: a coordinator may live, or removed it
+            self._release(max(now, s.promise_until))
+            return
         others = [x.node for x in s.descriptor.in_sync if x.node != s.node]
         if any(node not in self._answers for node in others):
             return
@@ -207,6 +211,7 @@ class Takeover:
     def _send_swap(self, wanted: Descriptor, now: float) -> None:
         self._ticket += 1
         self.stage, self._asked_at = Stage.SWAPPING, now
+        self._sent_at = now
         self.wake_at = now + self._s.config.timing.retry_interval
         self._s.out.append(Swap(self._ticket, wanted, self._base_version))
 
@@ -225,7 +230,7 @@ class Takeover:
         if not self.is_barring or s.descriptor is None or self._wanted is None:
             return None
         if s.descriptor_version <= self._base_version:
-            if self.stage is Stage.SETTLING and now - self._asked_at >= s.config.timing.retry_interval / 2:
+            if self.stage is Stage.SETTLING and now - self._sent_at >= s.config.timing.retry_interval:
                 self._send_swap(self._wanted, now)  # the same change of the same version: it can win once
             return None
         d = s.descriptor

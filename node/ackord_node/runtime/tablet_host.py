@@ -240,9 +240,8 @@ class TabletHost(Source):
 
     def _elsewhere(self, reason: str) -> list[Any]:
         """Certainly not done here: who may do it, as far as this node knows."""
-        d = self.replica.state.descriptor
-        known = d.coordinator if d is not None else None
-        detail = {"coordinator": known} if known is not None and known != self.replica.state.node else {}
+        known = self.replica.coordinator_hint
+        detail = {"coordinator": known} if known is not None else {}
         text = f"{self.replica.state.node} cannot serve this request for tablet {self.tablet:x} now"
         return error_to_wire(Unavailable(text, reason=reason, retry_after_ms=20, **detail))
 

@@ -1,0 +1,1 @@
+"""Golden scripts: one for each hole that the rules close."""

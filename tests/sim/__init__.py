@@ -1,0 +1,1 @@
+"""The whole cluster of cores, seeded and reproducible."""
