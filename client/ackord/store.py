@@ -41,7 +41,7 @@ def connect(
     Raises InvalidRequest for arguments that cannot work, Unavailable if no node answered in time.
     """
     return Connecting(
-        _node_urls(urls),
+        node_urls(urls),
         _seconds(timeout),
         NodeChooser(reads),
         queue or QueueOptions(),
@@ -365,7 +365,8 @@ def _type_name(kind: Any) -> Any:
     return KEY_TYPE_NAMES.get(kind, kind) if isinstance(kind, type) else kind
 
 
-def _node_urls(urls: str | Iterable[str]) -> list[str]:
+def node_urls(urls: str | Iterable[str]) -> list[str]:
+    """The nodes' URLs, each once, without a slash at the end; InvalidRequest names the one that is none."""
     parts: list[Any] = urls.split(",") if isinstance(urls, str) else list(urls)
     found = []
     for part in parts:

@@ -23,7 +23,7 @@ from ackord_node.adapters.transport_http import HttpPeerTransport
 from ackord_node.config import ClusterConfig, NodeConfig
 from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.types import LogLimits, Timing
-from ackord_node.ports import Batch, EngineError
+from ackord_node.ports import Batch, EngineCorrupt, EngineError
 from ackord_node.runtime.identity import IdentityError, check_folder, read_facts
 from ackord_node.runtime.node import Node, NodeSettings
 from ackord_node.runtime.recovery import INVENTORY_PATH
@@ -56,13 +56,28 @@ def crash(reason: str) -> None:
     os._exit(EXIT_CRASHED)
 
 
+def crash_void(engine: RocksEngine, reason: str) -> None:
+    """Ends the process after marking its store as void, so that the next start begins an empty one."""
+    try:
+        engine.mark_void()
+    finally:
+        crash(reason)
+
+
 def open_engine(config: NodeConfig) -> RocksEngine:
     engine = RocksEngine(
         config.data,
         reserve_bytes=config.settings.disk_reserve_mib * MIB,
         block_cache_bytes=config.settings.block_cache_mib * MIB,
     )
-    engine.open()
+    try:
+        engine.open()
+    except EngineCorrupt as error:
+        aside = engine.set_aside()
+        log.error(
+            "the store is void (rule R14): %s. It is kept as %s; peers refill an empty one", error, aside
+        )
+        engine.open()
     if engine.suspect:
         _mark_suspect(engine)
     return engine
@@ -125,7 +140,15 @@ class App:
             clock,
         )
         node = Node(
-            self._settings(), clock, engine, coordination, transport, metrics, facts, crash, self._ask_peer
+            self._settings(),
+            clock,
+            engine,
+            coordination,
+            transport,
+            metrics,
+            facts,
+            lambda reason, is_void: crash_void(engine, reason) if is_void else crash(reason),
+            self._ask_peer,
         )
         app = build_app(node, transport, metrics)
         _add_peer_pages(app, node)

@@ -30,6 +30,7 @@ SESSION_TIMEOUT_MS = 3000
 LEASE_MS = 1000
 POLL_S = 0.05
 LOG_TAIL_BYTES = 6000
+LOGS_VARIABLE = "ACKORD_TEST_LOGS"  # a folder that the nodes' logs are copied to at the end
 
 
 class RealNode:
@@ -234,6 +235,11 @@ class RealCluster:
             node.end()
         if self._owns_zookeeper:
             self.zookeeper.close()
+        keep = os.environ.get(LOGS_VARIABLE)
+        if keep:
+            for node in self.nodes.values():
+                if node.log_path.exists():
+                    shutil.copy(node.log_path, Path(keep) / f"{self.folder.name}-{node.name}.log")
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def logs(self) -> str:

@@ -76,7 +76,6 @@ class Node:
         self.seen_commit = 0
         self.seen_generation = 0
         self.snapshots: dict[tuple[str, int], SnapshotSource] = {}
-        self.is_suspect_store = False
 
     @property
     def is_up(self) -> bool:
@@ -395,8 +394,7 @@ class Cluster:
                 continue
             self.oracle.stored(node)
             p = self.profile
-            copy = node.disk.load(node.is_suspect_store)
-            node.is_suspect_store = False
+            copy = node.disk.load()
             node.incarnation += 1
             node.backlog, node.is_paused = [], False
             node.disk_is_busy = node.disk_is_stuck = False
@@ -434,7 +432,10 @@ class Cluster:
         node = self.nodes[name]
         assert not node.is_up
         node.disk.now = node.disk.states[-min(states, len(node.disk.states))].copy()
-        node.is_suspect_store = is_suspect
+        if is_suspect:  # the engine marks the store before it opens it, and forgets that once the copies say so
+            meta = node.disk.meta
+            meta.suspect = True
+            node.disk.now.meta = meta.encode()
 
     def pause(self, name: str) -> None:
         self.nodes[name].is_paused = True

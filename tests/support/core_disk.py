@@ -78,10 +78,9 @@ class VirtualDisk:
             records.append(self.now.log[index])
         return records
 
-    def load(self, suspect: bool) -> StoredCopy:
-        """What a starting node finds; ``suspect`` as the engine says (rule R13)."""
+    def load(self) -> StoredCopy:
+        """What a starting node finds."""
         meta = self.meta
-        meta.suspect = meta.suspect or suspect
         entries = []
         index = meta.applied + 1
         while index in self.now.log:

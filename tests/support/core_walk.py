@@ -128,7 +128,6 @@ class Walk:
                 if not any(
                     c.nodes[m.node].disk.meta.copy_id == m.copy_id
                     and not c.nodes[m.node].disk.meta.suspect
-                    and not c.nodes[m.node].is_suspect_store
                     and (not c.nodes[m.node].is_up or c.nodes[m.node].core.state.copy_id == m.copy_id)
                     for m in others
                 ):

@@ -84,7 +84,22 @@ class RocksEngine:
                 raise engine_error(error, f"open {self._folder.path}") from error
             raise
 
+    def mark_void(self) -> None:
+        """The store is damaged as a whole (rule R14): the next ``open`` refuses it."""
+        self._folder.mark_void()
+
+    def set_aside(self) -> Path | None:
+        """After ``open`` found the store void: puts it aside, so that the next ``open`` begins an empty one, which
+        peers refill under new copy ids. Returns where the damaged store went."""
+        self._folder.lock()
+        try:
+            return self._folder.set_aside()
+        finally:
+            self._folder.unlock()
+
     def _open_locked(self) -> None:
+        if self._folder.is_void():
+            raise EngineCorrupt(f"{self._folder.path} was found damaged when it was last open")
         is_new = self._folder.format_version() is None
         self.suspect = self._folder.is_suspect()
         self._store = self._open_store(is_new)

@@ -1,9 +1,10 @@
 """The data folder around the RocksDB store: who has it open, which format it is in, how full its disk is.
 
-Three small files stand beside the store: ``ackord-lock`` (flock, so that two processes cannot open one
+Small files stand beside the store: ``ackord-lock`` (flock, so that two processes cannot open one
 folder, and the kernel releases it however the process ends), ``ackord-format`` (the format version, written
 only once the store exists) and ``ackord-suspect`` (rule R13: written before a store whose log was refused
-is opened at all, so that a crash in between cannot make it look sound).
+is opened at all, so that a crash in between cannot make it look sound). ``ackord-void`` (rule R14) marks a store that was
+found damaged as a whole while it was open.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class DataFolder:
         self._lock_path = path / "ackord-lock"
         self._format_path = path / "ackord-format"
         self._suspect_path = path / "ackord-suspect"
+        self._void_path = path / "ackord-void"
         self._lock_fd: int | None = None
 
     def lock(self) -> None:
@@ -86,6 +88,25 @@ class DataFolder:
     def clear_suspect(self) -> None:
         self._suspect_path.unlink(missing_ok=True)
         _sync_directory(self.path)
+
+    def is_void(self) -> bool:
+        return self._void_path.exists()
+
+    def mark_void(self) -> None:
+        self._write_durably(self._void_path, b"")
+
+    def set_aside(self) -> Path | None:
+        """Rule R14: damage that no tablet can be named for voids the whole store. It is kept beside the new one
+        for a person to look at; where it went, None if there was nothing left of it."""
+        aside = None
+        if self.store_path.exists():
+            number = sum(1 for _ in self.path.glob("store.damaged-*")) + 1
+            aside = self.path / f"store.damaged-{number}"
+            self.store_path.rename(aside)
+        for mark in (self._format_path, self._suspect_path, self._void_path):
+            mark.unlink(missing_ok=True)
+        _sync_directory(self.path)
+        return aside
 
     def free_bytes(self) -> int:
         """What the file system still gives to this user."""

@@ -172,7 +172,9 @@ class Takeover:
     def _judge_answers(self, now: float) -> None:
         s = self._s
         assert s.descriptor is not None
-        if not self._may_try() or now < s.promise_until:  # asked for long: a coordinator may live, or removed it
+        if (
+            not self._may_try() or now < s.promise_until
+        ):  # asked for long: a coordinator may live, or removed it
             self._release(max(now, s.promise_until))
             return
         others = [x.node for x in s.descriptor.in_sync if x.node != s.node]

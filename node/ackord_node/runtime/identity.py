@@ -68,7 +68,7 @@ async def join_cluster(coordination: Coordination, facts: Facts, cluster: str) -
             raise CoordinationEmptied(
                 f"the coordination service knows nothing of cluster {cluster!r}, but this node's data folder "
                 f"belongs to it (id {facts.cluster_id}): the service was emptied, or cluster.yaml names another "
-                "one. If it was emptied, run `ackord recover --rebuild`"
+                "one. If it was emptied, run `ackord recover rebuild`"
             )
         made = packb({"format": CLUSTER_FORMAT, "cluster": cluster, "id": uuid.uuid4().hex})
         record = await coordination.create_cluster(made)

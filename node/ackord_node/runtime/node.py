@@ -50,6 +50,7 @@ TICK_S = 0.01
 STOP_WAIT_S = 6.0  # a planned stop waits so long for its hand-overs
 LONE_STOP_WAIT_S = 0.5  # with nobody left to take over: time for what is under way
 WAIT_LOG_S = 5.0
+CATALOGUE_RETRY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ class Node:
         self.recovery = Recovery(self, ask_peer)
         self.is_stopping = False
         self.refusal: str | None = "starting"  # why nothing is served
+        self.foreign_reason: str | None = None  # the coordination service is not this cluster's (any more)
         self._facts = facts
         self._core_config = CoreConfig(settings.timing, settings.log_limits, settings.limits)
         self._metas: dict[int, bytes] = {}
@@ -161,7 +163,7 @@ class Node:
                 if self.refusal != str(error):
                     log.error("%s", error)
                 self.refusal = str(error)
-                await asyncio.sleep(0.5)  # `ackord recover --rebuild` makes it whole again
+                await asyncio.sleep(0.5)  # `ackord recover rebuild` makes it whole again
 
     async def leave(self) -> None:
         """Hands every tablet over and leaves the in-sync sets, within a bounded time (R7b): no call fails."""
@@ -272,14 +274,33 @@ class Node:
 
     async def _keep_catalogue(self) -> None:
         while True:
+            self._refresh_wanted.clear()
             try:
-                await self.catalogue.refresh()
+                if await self._is_our_service():
+                    await self.catalogue.refresh()
+                    await self._refresh_wanted.wait()
+                    continue
             except CoordinationError as error:
                 log.debug("the tables could not be read: %s", error)
-                await asyncio.sleep(0.5)
-                continue
-            await self._refresh_wanted.wait()
-            self._refresh_wanted.clear()
+            await asyncio.sleep(CATALOGUE_RETRY_S)
+
+    async def _is_our_service(self) -> bool:
+        """A service that was emptied or exchanged says nothing of our tables: what is known stays (R18), and
+        reads and writes go on."""
+        record = await self.coordination.cluster()
+        if record is not None and unpackb(record)["id"] == self.cluster_id:
+            if self.foreign_reason is not None:
+                log.warning("the coordination service holds this cluster again")
+            self.foreign_reason = None
+            return True
+        found = "nothing" if record is None else f"the cluster id {unpackb(record)['id']}"
+        reason = f"the coordination service holds {found} where cluster {self.cluster_id} is expected"
+        if self.foreign_reason is None:
+            log.error(
+                "%s: no table, takeover or in-sync change is possible until `ackord recover rebuild`", reason
+            )
+        self.foreign_reason = reason
+        return False
 
     def _tables_known(self) -> None:
         """Follows every tablet that stands, and keeps the definitions for the day the service is emptied."""
@@ -445,8 +466,9 @@ class Node:
         await self.catalogue.drop(name)
 
     def _check_serving(self) -> None:
-        if self.refusal is not None:
-            raise Unavailable(f"node {self.name}: {self.refusal}", reason="starting", retry_after_ms=1000)
+        reason = self.refusal or self.foreign_reason
+        if reason is not None:
+            raise Unavailable(f"node {self.name}: {reason}", reason="starting", retry_after_ms=1000)
 
     async def status(self) -> dict[str, Any]:
         return await self.reporter.status()
