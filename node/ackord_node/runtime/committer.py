@@ -38,7 +38,7 @@ class Source:
 
 class Committer:
     def __init__(
-        self, engine: Engine, clock: Clock, observer: Observer, crash: Callable[[str], None]
+        self, engine: Engine, clock: Clock, observer: Observer, crash: Callable[[str, bool], None]
     ) -> None:
         self._engine = engine
         self._clock = clock
@@ -111,10 +111,12 @@ class Committer:
                 await asyncio.sleep(FULL_PAUSE_S)
                 continue
             except EngineCorrupt as error:
-                self._crash(f"the store is damaged: {error}")
+                self._crash(f"the store is damaged as a whole (rule R14): {error}", True)
                 return
             except Exception as error:
-                self._crash(f"commit failed, and a failed write is never retried (rule R14): {error!r}")
+                self._crash(
+                    f"commit failed, and a failed write is never retried (rule R14): {error!r}", False
+                )
                 return
             self.is_full = False
             for source, tablet_batch in taken:

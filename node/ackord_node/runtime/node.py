@@ -77,7 +77,7 @@ class Node:
         transport: PeerTransport,
         observer: Observer,
         facts: Facts,
-        crash: Callable[[str], None],
+        crash: Callable[[str, bool], None],
         ask_peer: Callable[[str, str], Coroutine[Any, Any, Any]],
     ) -> None:
         self.settings = settings
