@@ -188,6 +188,8 @@ class Cluster:
         self.oracle.committed(node)
         for effect in effects:
             self._carry_out(node, effect)
+        if node.replica.has_announcement:  # the driver's turn has nothing else to send
+            self.at_node(node, lambda: self._announce(node))
         if isinstance(event, e.Durable):
             node.disk_is_busy = False
             if node.replica.state.has_unstored:
@@ -210,6 +212,10 @@ class Cluster:
         if due < node.tick_due - 1e-9:
             node.tick_due = due
             self.at_node(node, lambda: self._tick(node, due), due - self.now)
+
+    def _announce(self, node: Node) -> None:
+        if node.replica is not None and node.replica.has_announcement:
+            self.step(node, e.Announce())
 
     def _tick(self, node: Node, due: float) -> None:
         if node.tick_due == due:

@@ -17,6 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("click", "rich", "yaml"):
             raise
-        print(f"ackord: {error.name} is missing; install the command with: pip install 'ackord[cli]'", file=sys.stderr)
+        print(
+            f"ackord: {error.name} is missing; install the command with: pip install 'ackord[cli]'",
+            file=sys.stderr,
+        )
         return 2
     return run(argv)

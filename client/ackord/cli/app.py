@@ -80,7 +80,9 @@ for command in (status, recover, table, get, put, delete, scan, load):
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; its exit code."""
     try:
-        result = cli.main(args=None if argv is None else list(argv), prog_name="ackord", standalone_mode=False)
+        result = cli.main(
+            args=None if argv is None else list(argv), prog_name="ackord", standalone_mode=False
+        )
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.UsageError as error:

@@ -71,7 +71,9 @@ def force(tablet: str, node: str, accept_loss: bool) -> int:
         if loss is None:
             raise
         click.echo(f"Forcing tablet {shown_tablet(number)} to the copy of {node} may lose: {loss}.", err=True)
-        click.echo("Nothing was changed. If that is what you want, say it again with --accept-loss.", err=True)
+        click.echo(
+            "Nothing was changed. If that is what you want, say it again with --accept-loss.", err=True
+        )
         return 1
     click.echo(
         f"Tablet {shown_tablet(number)} now stands on the copy of {answer['node']} alone (epoch {answer['epoch']}); "
@@ -82,7 +84,10 @@ def force(tablet: str, node: str, accept_loss: bool) -> int:
 
 @recover.command()
 @click.option(
-    "--without", multiple=True, metavar="NODE", help="Go on without this node, whose disk is lost. Repeatable."
+    "--without",
+    multiple=True,
+    metavar="NODE",
+    help="Go on without this node, whose disk is lost. Repeatable.",
 )
 def rebuild(without: tuple[str, ...]) -> None:
     """Write ZooKeeper's state anew from what the nodes hold, after it was wiped.

@@ -28,7 +28,9 @@ def parse_key_columns(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         name, _, kind = word.rpartition(":")
         if not name or kind not in ("int", "str", "bytes"):
-            raise InvalidRequest(f"--key takes NAME:int, NAME:str or NAME:bytes, not {ascii(word)[:60]}", field="key")
+            raise InvalidRequest(
+                f"--key takes NAME:int, NAME:str or NAME:bytes, not {ascii(word)[:60]}", field="key"
+            )
         if name in columns:
             raise InvalidRequest(f"--key names the column {ascii(name)[:60]} twice", field="key")
         columns[name] = kind
@@ -44,7 +46,9 @@ def parse_split_at(words: Sequence[str]) -> list[Any]:
     return values
 
 
-KEY_HELP = "A key column and its type (int, str or bytes); repeat it for up to 4. The first is the partition key."
+KEY_HELP = (
+    "A key column and its type (int, str or bytes); repeat it for up to 4. The first is the partition key."
+)
 SPLIT_HELP = "A partition-key value, as JSON, at which a new tablet begins; repeat it, or give a JSON list."
 
 
@@ -61,7 +65,9 @@ def create(name: str, keys: tuple[str, ...], split_at: tuple[str, ...]) -> None:
 
     made = with_store(work)
     count = len(made.tablets)
-    click.echo(f"Table {made.name} ({shown_schema(made.key.columns)}) with {count} tablet{'s' * (count > 1)} is ready.")
+    click.echo(
+        f"Table {made.name} ({shown_schema(made.key.columns)}) with {count} tablet{'s' * (count > 1)} is ready."
+    )
 
 
 @table.command("list")

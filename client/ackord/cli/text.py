@@ -40,7 +40,9 @@ def parse_prefix(schema: KeySchema, words: Sequence[str]) -> tuple[Any, ...]:
     if len(words) > len(schema.columns):
         names = ", ".join(f"{name}: {kind}" for name, kind in schema.columns)
         raise InvalidRequest(f"{len(words)} key values were given, the table's key is ({names})", field="key")
-    values = [parse_word(column, kind, word) for (column, kind), word in zip(schema.columns, words, strict=False)]
+    values = [
+        parse_word(column, kind, word) for (column, kind), word in zip(schema.columns, words, strict=False)
+    ]
     schema.encode_prefix(tuple(values))
     return tuple(values)
 
@@ -112,7 +114,7 @@ def shown_schema(columns: Sequence[Sequence[str]]) -> str:
 
 def shown_range(columns: Sequence[Sequence[str]], start: bytes, end: bytes | None) -> str:
     """A tablet's range in values of the partition key, on which alone tablets are split."""
-    partition = KeySchema((tuple(columns[0]),))  # type: ignore[arg-type]  # (name, type) from the wire
+    partition = KeySchema(((columns[0][0], columns[0][1]),))
     first = shown(partition.decode(start)[0]) if start else ""
     last = shown(partition.decode(end)[0]) if end is not None else ""
     if not first and not last:
@@ -140,5 +142,6 @@ def parse_tablet(text: str) -> int:
         return int(text, 16) if text.lower().startswith("0x") else int(text)
     except ValueError:
         raise InvalidRequest(
-            f"{ascii(text)[:60]} is not a tablet's id like 0x10000, as `ackord status` shows it", field="tablet"
+            f"{ascii(text)[:60]} is not a tablet's id like 0x10000, as `ackord status` shows it",
+            field="tablet",
         ) from None

@@ -3,8 +3,8 @@
 Small files stand beside the store: ``ackord-lock`` (flock, so that two processes cannot open one
 folder, and the kernel releases it however the process ends), ``ackord-format`` (the format version, written
 only once the store exists) and ``ackord-suspect`` (rule R13: written before a store whose log was refused
-is opened at all, so that a crash in between cannot make it look sound). ``ackord-void`` (rule R14) marks a store that was
-found damaged as a whole while it was open.
+is opened at all, so that a crash in between cannot make it look sound). ``ackord-void`` (rule R14) marks a
+store that was found damaged as a whole while it was open.
 """
 
 from __future__ import annotations

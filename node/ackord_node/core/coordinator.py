@@ -138,9 +138,12 @@ class Coordinator:
         timing = self._s.config.timing
         if not self.membership.may_grant(member, p) or not self.may_answer(now):
             return
+        if p.confirmed < self.start:
+            return  # it shows first, in this epoch, that it holds what an in-sync copy must (R13)
         seconds = min(timing.lease, self.authority() - now)
         if seconds <= 0:
             return
+        p.granted_incarnation = p.incarnation
         had_one = p.granted_raw > now + timing.lease / 2
         p.granted_raw = max(p.granted_raw, now + seconds)
         p.granted_until = max(p.granted_until, now + seconds * timing.scale)
@@ -187,7 +190,7 @@ class Coordinator:
     def leave(self, node: str, incarnation: int, message: m.Message, now: float) -> None:
         p = self._heard(node, incarnation, message, now)
         if p is not None:
-            self.membership.leave(p, now)
+            self.membership.leave(p, incarnation, now)
 
     def _try_commit(self, now: float) -> None:
         """Rule R4."""
@@ -206,13 +209,21 @@ class Coordinator:
         entries = [e for e in (s.log.get(i) for i in range(before + 1, index + 1)) if e is not None]
         self.writes.advance(entries)
         self._reads.advance()
-        self._announce_commit()
 
-    def _announce_commit(self) -> None:
-        """A replica to which nothing else will be sent now learns the commit point at once (rule R12)."""
+    @property
+    def has_announcement(self) -> bool:
+        commit = self._s.commit
+        return any(p.told < commit and self._can_be_told(p) for p in self.progress.values())
+
+    def _can_be_told(self, p: Progress) -> bool:
+        return p.next > self._s.log.end and not p.probing and p.node in self._s.peers_up
+
+    def announce(self) -> None:
+        """A replica to which nothing else was sent with the commit point learns it at once (rule R12)."""
         s = self._s
         for p in self.progress.values():
-            if p.next > s.log.end and not p.probing and p.node in s.peers_up:
+            if p.told < s.commit and self._can_be_told(p):
+                p.told = s.commit
                 s.send(p.node, [m.COMMIT, s.tablet, self.epoch, s.commit], urgent=True)
 
     # --------------------------------------------------------------------------------- driving

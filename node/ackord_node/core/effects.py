@@ -142,6 +142,11 @@ class Tick:
 
 
 @dataclass(slots=True)
+class Announce:
+    """Nothing else is to be sent at this moment: replicas that lack the commit point are told now (rule R12)."""
+
+
+@dataclass(slots=True)
 class Received:
     node: str
     incarnation: int
@@ -276,6 +281,7 @@ class Writes:
 
 Event = (
     Tick
+    | Announce
     | Received
     | PeerUp
     | PeerDown

@@ -25,6 +25,7 @@ class Follower:
         self._request_floor = now  # lease requests sent before this belong to an earlier epoch or copy
         self._leader_needs = 0  # what a suspect copy must hold before it counts (R13)
         self._confirm_due = False
+        self._confirmed = 0
         self._beacon_due: tuple[str, float] | None = None
         self._snapshot: tuple[int, int] | None = None  # (snapshot id, next chunk)
         self._snapshot_header: list[Any] = []
@@ -55,6 +56,7 @@ class Follower:
         self._request_floor = now
         self._leader_needs = 0
         self._confirm_due = False
+        self._confirmed = 0
         self._beacon_due = None
         self._snapshot = None
         self._taken_due = None
@@ -155,6 +157,7 @@ class Follower:
             return
         self._start_anew(recovered, source, now)
         self._leader_needs = max(start, commit, 1)
+        self._cut_foreign_tail(start)
         self._advance(commit)
         granted_to_me = seconds > 0 and grantee == s.incarnation and request >= self._request_floor
         if granted_to_me and not s.is_leaving and not s.filling and not s.suspect:
@@ -162,6 +165,15 @@ class Follower:
         self._beacon_due = (source, sent_at)
         self._promise(now)
         self._answer(now)
+
+    def _cut_foreign_tail(self, start: int) -> None:
+        """Rule R3: what lies beyond ``start``, the log that the coordinator took over with, and is not of its
+        epoch, is not in its log. Reads would wait for it until the next write overwrites it."""
+        s = self._s
+        first = max(start, s.commit) + 1
+        epoch = s.log.epoch_at(first)
+        if epoch is not None and epoch < s.promised:
+            s.cut_log(first)
 
     def _promise(self, now: float) -> None:
         s = self._s
@@ -198,9 +210,12 @@ class Follower:
                 [m.BEACON_CONFIRM, s.tablet, s.promised, s.copy_id, sent_at, request, s.durable, flags],
                 urgent=True,
             )
-        if self._confirm_due and s.durable >= self.matched and not s.suspect and not s.filling:
-            self._confirm_due = False
-            s.send(self.leader, [m.CONFIRM, s.tablet, s.promised, s.copy_id, self.matched], urgent=True)
+        if s.suspect or s.filling:
+            return
+        index = min(s.durable, self.matched)  # more may be on its way to the disk: what is there counts now
+        if index > self._confirmed or (self._confirm_due and index == self.matched):
+            self._confirm_due, self._confirmed = index < self.matched, index
+            s.send(self.leader, [m.CONFIRM, s.tablet, s.promised, s.copy_id, index], urgent=True)
 
     def stored(self, now: float) -> None:
         """A batch of this tablet is on disk."""

@@ -110,16 +110,20 @@ class Membership:
         self._drive_drain(now)
 
     def expel(self, p: Progress, why: str) -> None:
-        if not p.expelled:
-            self._s.note("error", f"expels {p.node}: {why} (rule R13)")
-        p.expelled = True
+        """Rule R13. A replica that is not required just has to be fed again from where it is."""
+        if any(member.node == p.node for member in self.required):
+            if not p.expelled:
+                self._s.note("error", f"expels {p.node}: {why} (rule R13)")
+            p.expelled = True
         p.confirmed = 0
         p.probe()
 
-    def leave(self, p: Progress, now: float) -> None:
-        """The member gave up its lease for good and asks to be removed: there is nothing to wait out."""
+    def leave(self, p: Progress, incarnation: int, now: float) -> None:
+        """The member gave up its lease for good and asks to be removed: there is nothing to wait out, unless
+        this comes late and a later run of the member was granted one since."""
         p.leaving = True
-        p.granted_until, p.granted_raw = min(p.granted_until, now), min(p.granted_raw, now)
+        if incarnation == p.granted_incarnation:
+            p.granted_until, p.granted_raw = min(p.granted_until, now), min(p.granted_raw, now)
         p.grant = None
         self.advance(now)
 
@@ -139,6 +143,9 @@ class Membership:
             if member.node == self._s.node:
                 continue
             p = self._progress[member.node]
+            at_minimum = len(self.in_sync) <= self.descriptor.min_in_sync
+            if p.expelled and at_minimum and p.confirmed >= max(self._s.commit, self._start):
+                p.expelled = False  # nobody could take its place, and it was given everything again
             is_lost = self._is_lost(member, now)
             if is_lost and not p.revoking:
                 self._s.note(

@@ -25,6 +25,7 @@ class Progress:
     sent_at: float = NEVER  # of the oldest message that is not confirmed
     inflight: deque[tuple[int, int]] = field(default_factory=deque)  # (last index, bytes) sent, not confirmed
     inflight_bytes: int = 0
+    told: int = 0  # the commit point that was last sent to it
     reading: bool = False  # a LogRead is under way
     behind_since: float = NEVER  # it has not confirmed an entry that was sent at this time
     # -- authority and leases
@@ -32,6 +33,7 @@ class Progress:
     authority: float = NEVER  # send time of its last confirmed beacon + L
     granted_until: float = NEVER  # coordinator's clock, scaled for drift: what a removal waits out
     granted_raw: float = NEVER  # the same, unscaled: what a joining member's promise must cover
+    granted_incarnation: int = 0  # which run of the member holds what was granted last
     grant: tuple[float, float, int, float] | None = (
         None  # (request, seconds, incarnation, made at) for the next beacon
     )
@@ -66,6 +68,7 @@ class Progress:
         """Everything that was sent is taken as lost."""
         self.next = max(self.next if self.confirmed == 0 else 0, self.confirmed + 1)
         self.probing = True
+        self.told = 0
         self.reading = False
         self.inflight.clear()
         self.inflight_bytes = 0

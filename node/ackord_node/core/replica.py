@@ -44,6 +44,7 @@ class Replica:
         self.coordinator: Coordinator | None = None
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             e.Tick: self._tick,
+            e.Announce: self._announce,
             e.Received: self._received,
             e.PeerUp: self._peer_up,
             e.PeerDown: self._peer_down,
@@ -203,8 +204,8 @@ class Replica:
 
     def _become(self, won: Won, now: float) -> None:
         s = self.state
-        if won.descriptor.epoch <= s.promised:
-            return  # a later coordinator was obeyed meanwhile
+        if won.descriptor.epoch <= s.promised or s.me not in won.descriptor.in_sync or s.filling:
+            return  # a later coordinator was obeyed meanwhile, or the copy that tried is gone
         s.descriptor, s.descriptor_version = won.descriptor, won.version
         s.recovered = won.descriptor.recovered
         s.handed_to = None
@@ -253,7 +254,8 @@ class Replica:
             won = self.takeover.descriptor_seen(now)
             if won is not None:
                 self._become(won, now)
-            self.takeover.poll(now)
+            if self.coordinator is None:
+                self.takeover.poll(now)
 
     def _dropped(self, descriptor: Descriptor, now: float) -> None:
         """Rule R18: the mark is an epoch of its own, so nothing older is obeyed or confirmed any more."""
@@ -327,6 +329,15 @@ class Replica:
             self.coordinator.stored(now)
         else:
             self.follower.stored(now)
+
+    @property
+    def has_announcement(self) -> bool:
+        """Whether some replica has not been told the commit point: ``Announce`` is to follow at once."""
+        return self.coordinator is not None and self.coordinator.has_announcement
+
+    def _announce(self, event: e.Announce, now: float) -> None:
+        if self.coordinator is not None:
+            self.coordinator.announce()
 
     def _log_read(self, event: e.LogRead, now: float) -> None:
         if self.coordinator is not None:

@@ -80,6 +80,7 @@ class Replication:
             p.node,
             [m.APPEND, s.tablet, self._epoch, previous, epoch, s.commit, records, s.recovered],
         )
+        p.told = s.commit
         if records:
             last = previous + len(records)
             p.sent(last, sum(map(len, records)), now)

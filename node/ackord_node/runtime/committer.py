@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ackord_node.core.effects import TabletBatch
 from ackord_node.ports import Batch, Clock, Engine, EngineCorrupt, EngineFull
+from ackord_node.runtime.engine_thread import EngineThread
 from ackord_node.runtime.observer import Observer
 
 log = logging.getLogger("ackord.engine")
@@ -36,7 +36,12 @@ class Source:
         raise NotImplementedError
 
 
+Taken = list[tuple[Source, TabletBatch]]
+
+
 class Committer:
+    """``crash(reason, is_void)`` ends the process; ``is_void`` if the store as a whole is damaged."""
+
     def __init__(
         self, engine: Engine, clock: Clock, observer: Observer, crash: Callable[[str, bool], None]
     ) -> None:
@@ -44,85 +49,93 @@ class Committer:
         self._clock = clock
         self._observer = observer
         self._crash = crash
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._loop = asyncio.get_running_loop()
+        self._thread = EngineThread()
         self._dirty: dict[int, Source] = {}
         self._node: dict[str, bytes] = {}
         self._forget: list[int] = []
-        self._wanted = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._apply_timer: asyncio.TimerHandle | None = None
+        self._is_scheduled = False
+        self._is_closed = False
+        self._timer: asyncio.TimerHandle | None = None
         self.busy_since: float | None = None  # the commit under way began then
         self.is_full = False
-
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="committer")
 
     def want(self, tablet: int, source: Source, lazy: bool) -> None:
         """``lazy``: it may wait for the next commit that somebody needs, but not longer than ``APPLY_WAIT_S``."""
         self._dirty[tablet] = source
         if not lazy:
-            self._wanted.set()
-        elif self._apply_timer is None:
-            self._apply_timer = asyncio.get_running_loop().call_later(APPLY_WAIT_S, self._apply)
-
-    def _apply(self) -> None:
-        self._apply_timer = None
-        if self._dirty:
-            self._wanted.set()
+            self._schedule()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(APPLY_WAIT_S, self._timer_due)
 
     def put_node(self, facts: dict[str, bytes]) -> None:
         """Facts of the node, stored with the next commit."""
         self._node.update(facts)
-        self._wanted.set()
+        self._schedule()
 
     def forget(self, tablet: int) -> None:
         """Deletes everything of the tablet with the next commit (rule R18: only on the drop mark)."""
         self._dirty.pop(tablet, None)
         self._forget.append(tablet)
-        self._wanted.set()
+        self._schedule()
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Runs ``work`` between two commits."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await self._thread.call(work)
 
     async def close(self) -> None:
-        """Commits what waits and ends; bounded by one commit."""
-        if self._apply_timer is not None:
-            self._apply_timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        self._thread.shutdown(wait=True)
+        """Ends after the commit under way."""
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._thread.close()
 
-    # ------------------------------------------------------------------------------- the loop
+    # ------------------------------------------------------------------------------- the cycle
 
-    async def _run(self) -> None:
-        while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            taken = self._take()
-            batch = self._merged([b for _, b in taken])
-            if batch.is_empty():
-                continue
-            try:
-                await self._commit(batch)
-            except EngineFull as error:
-                self._refused(taken, batch, str(error))
-                await asyncio.sleep(FULL_PAUSE_S)
-                continue
-            except EngineCorrupt as error:
-                self._crash(f"the store is damaged as a whole (rule R14): {error}", True)
-                return
-            except Exception as error:
-                self._crash(
-                    f"commit failed, and a failed write is never retried (rule R14): {error!r}", False
-                )
-                return
+    def _schedule(self) -> None:
+        """At the end of this turn of the loop, so that whatever else it makes ready is in the same commit."""
+        if not self._is_scheduled and self.busy_since is None and not self._is_closed:
+            self._is_scheduled = True
+            self._loop.call_soon(self._begin)
+
+    def _timer_due(self) -> None:
+        self._timer = None
+        if self._dirty or self._node or self._forget:
+            self._schedule()
+
+    def _begin(self) -> None:
+        self._is_scheduled = False
+        if self.busy_since is not None or self._is_closed:
+            return
+        taken = self._take()
+        batch = self._merged([b for _, b in taken])
+        if batch.is_empty():
+            return
+        self.busy_since = started = self._clock.now()
+
+        def done(_: Any, error: BaseException | None) -> None:
+            self._done(taken, batch, started, error)
+
+        self._thread.submit(lambda: self._engine.commit(batch), done)
+
+    def _done(self, taken: Taken, batch: Batch, started: float, error: BaseException | None) -> None:
+        self.busy_since = None
+        self._observer.engine_commit(len(batch.log), self._clock.now() - started)
+        if isinstance(error, EngineFull):
+            self._refused(taken, batch, str(error))
+        elif isinstance(error, EngineCorrupt):
+            self._crash(f"the store is damaged as a whole (rule R14): {error}", True)
+        elif error is not None:
+            self._crash(f"commit failed, and a failed write is never retried (rule R14): {error!r}", False)
+        else:
             self.is_full = False
+            waiting = dict(self._dirty)
             for source, tablet_batch in taken:
                 source.stored(tablet_batch)
+            if waiting or self._node or self._forget:
+                self._schedule()
 
-    def _take(self) -> list[tuple[Source, TabletBatch]]:
+    def _take(self) -> Taken:
         taken = []
         dirty, self._dirty = self._dirty, {}
         for source in dirty.values():
@@ -148,16 +161,8 @@ class Committer:
             merged.requests.extend(b.requests)
         return merged
 
-    async def _commit(self, batch: Batch) -> None:
-        self.busy_since = started = self._clock.now()
-        try:
-            await self.in_thread(lambda: self._engine.commit(batch))
-        finally:
-            self.busy_since = None
-        self._observer.engine_commit(len(batch.log), self._clock.now() - started)
-
-    def _refused(self, taken: list[tuple[Source, TabletBatch]], batch: Batch, why: str) -> None:
-        """No space: nothing of the batch counts; all of it is taken again later."""
+    def _refused(self, taken: Taken, batch: Batch, why: str) -> None:
+        """No space: nothing of the batch counts; all of it is taken again after a pause."""
         if not self.is_full:
             log.error("the disk has no room: %s", why)
         self.is_full = True
@@ -166,4 +171,5 @@ class Committer:
         for source, tablet_batch in taken:
             source.unstored(tablet_batch)
             self._dirty.setdefault(tablet_batch.tablet, source)
-        self._wanted.set()
+        if self._timer is None and not self._is_closed:
+            self._timer = self._loop.call_later(FULL_PAUSE_S, self._timer_due)

@@ -130,7 +130,6 @@ class Node:
         """Joins the cluster; waits, and says so, while the coordination service cannot be reached. Raises
         IdentityError if this node must not start."""
         self._metas = self.engine.metas()
-        self.committer.start()
         await self.coordination.start(self)
         self.spawn(self.health.run())
         self.cluster_id = await self._join()

@@ -27,7 +27,7 @@ from ackord_node.runtime.scan import Range, page
 from ackord_node.runtime.service import Respond
 from ackord_node.runtime.snapshots import Snapshots
 
-PIPELINE_ENTRIES = 2  # entries under way before writes are gathered
+PIPELINE_ENTRIES = 1  # entries under way before writes are gathered
 READ_LOG_COUNT = 4096
 
 log = logging.getLogger("ackord.tablet")
@@ -78,6 +78,7 @@ class TabletHost(Source):
         self._clock = around.clock
         self._events: deque[e.Event] = deque()
         self._is_stepping = False
+        self._is_closed = False
         self._queued: list[e.WriteGroup] = []
         self._queued_count = 0
         self._snapshots = Snapshots(around.engine, around.committer, self.tablet, replica, self.feed)
@@ -123,8 +124,11 @@ class TabletHost(Source):
             return
         for effect in out:
             self._effects[type(effect)](effect)
-        if self._queued and not self._events:
-            self._flush_writes()
+        if not self._events:
+            if self._queued:
+                self._flush_writes()
+            if self.replica.has_announcement and not self._events:
+                self._events.append(e.Announce())
 
     def tick(self, now: float) -> None:
         if self.replica.wake_at <= now:
@@ -133,7 +137,8 @@ class TabletHost(Source):
     # ---------------------------------------------------------------------------- persistence
 
     def take_batch(self) -> e.TabletBatch | None:
-        return self.replica.take_batch()
+        # A closed host may still hear that an earlier batch is stored: nothing may follow the deletion (R18).
+        return None if self._is_closed else self.replica.take_batch()
 
     def stored(self, batch: e.TabletBatch) -> None:
         self.feed(e.Durable(batch))
@@ -305,6 +310,7 @@ class TabletHost(Source):
         asyncio.get_running_loop().call_soon(self.feed, event)
 
     def close(self) -> None:
+        self._is_closed = True
         self._snapshots.close_all()
 
 

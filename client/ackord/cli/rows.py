@@ -1,0 +1,216 @@
+"""``ackord get``, ``put``, ``delete`` and ``scan``: rows by key. Key words are read by the table's key types."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+from rich.table import Table
+
+from ackord.cli.connection import with_store
+from ackord.cli.text import console, parse_columns, parse_key, parse_prefix, shown, shown_key
+from ackord.errors import Conflict
+from ackord.routing import TableRoute
+from ackord.row import Row
+from ackord.store import Store
+from ackord.wire.json_forms import dump_json, row_to_json
+
+TABLE_ROWS_MAX = 100  # of a scan for people, unless --limit says otherwise
+_NEGATIVE = re.compile(r"-[0-9]+", re.ASCII)
+
+
+class KeyCommand(click.Command):
+    """A command whose arguments may be negative numbers. A key that begins with '-' otherwise follows '--'."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            return super().parse_args(ctx, args)
+        ctx.ignore_unknown_options = True
+        rest = super().parse_args(ctx, args)
+        for word in ctx.params.get("key") or ():
+            if word.startswith("-") and len(word) > 1 and _NEGATIVE.fullmatch(word) is None:
+                raise click.NoSuchOption(word, ctx=ctx)
+        return rest
+
+
+def key_argument() -> Callable[[Any], Any]:
+    return click.argument("key", nargs=-1, required=True)
+
+
+async def route_of(store: Store, table: str) -> TableRoute:
+    """The table's key schema and limits, as the cluster has them; TableNotFound."""
+    store.table(table)  # checks the name
+    return await store.find_table(table, store.deadline(None))
+
+
+def show_row(row: Row, as_json: bool) -> None:
+    if as_json:
+        click.echo(dump_json(row_to_json(row.key, row.version, row.columns)))
+        return
+    out = console()
+    out.print(f"({shown_key(row.key)})  version {row.version}")
+    view = Table(box=None, pad_edge=False, show_header=False)
+    view.add_column(style="cyan")
+    view.add_column(overflow="fold")
+    for name, value in row.columns.items():
+        view.add_row(name, shown(value))
+    if len(row):
+        out.print(view)
+
+
+@click.command(cls=KeyCommand)
+@click.argument("table")
+@key_argument()
+@click.option("--json", "as_json", is_flag=True, help="Print the row as JSON.")
+def get(table: str, key: tuple[str, ...], as_json: bool) -> int:
+    """Print the row of TABLE with this KEY, one word per key column (bytes: hex:00ff).
+
+    Exits with 1 if there is none.
+    """
+
+    async def work(store: Store) -> Row | None:
+        route = await route_of(store, table)
+        return await store.table(table).get(parse_key(route.key, key))
+
+    row = with_store(work)
+    if row is None:
+        click.echo("ackord: there is no such row", err=True)
+        return 1
+    show_row(row, as_json)
+    return 0
+
+
+@click.command(cls=KeyCommand)
+@click.argument("table")
+@key_argument()
+@click.option("--set", "assignments", multiple=True, metavar="NAME=JSON", help="One column. Repeatable.")
+@click.option("--json", "text", metavar="OBJECT", help="All columns as one JSON object.")
+@click.option("--if-version", type=int, metavar="VERSION", help="Only if the row has this version.")
+@click.option("--if-absent", is_flag=True, help="Only if there is no such row.")
+@click.option("--if-exists", is_flag=True, help="Only if there is such a row.")
+def put(
+    table: str,
+    key: tuple[str, ...],
+    assignments: tuple[str, ...],
+    text: str | None,
+    if_version: int | None,
+    if_absent: bool,
+    if_exists: bool,
+) -> None:
+    """Replace or create the whole row of TABLE with this KEY; prints its new version.
+
+    Columns that are not named are gone afterwards. Exits with 1 if a condition does not hold.
+    """
+    if (text is None) == (not assignments):
+        raise click.UsageError("give the columns by --set NAME=JSON ... or by --json OBJECT")
+    columns = parse_columns(text, assignments)
+
+    async def work(store: Store) -> int:
+        route = await route_of(store, table)
+        return await store.table(table).put(
+            parse_key(route.key, key),
+            columns,
+            if_version=if_version,
+            if_absent=if_absent,
+            if_exists=if_exists,
+        )
+
+    click.echo(str(_judged(lambda: with_store(work))))
+
+
+@click.command(cls=KeyCommand)
+@click.argument("table")
+@key_argument()
+@click.option("--if-version", type=int, metavar="VERSION", help="Only if the row has this version.")
+@click.option("--if-exists", is_flag=True, help="Only if there is such a row.")
+def delete(table: str, key: tuple[str, ...], if_version: int | None, if_exists: bool) -> None:
+    """Delete the row of TABLE with this KEY; prints the deletion's version. No error if there is none."""
+
+    async def work(store: Store) -> int:
+        route = await route_of(store, table)
+        where = parse_key(route.key, key)
+        return await store.table(table).delete(where, if_version=if_version, if_exists=if_exists)
+
+    click.echo(str(_judged(lambda: with_store(work))))
+
+
+@click.command()
+@click.argument("table")
+@click.option(
+    "--prefix", multiple=True, metavar="WORD", help="First key column all rows share; repeat for more."
+)
+@click.option("--start", multiple=True, metavar="WORD", help="First key column to start at; repeat for more.")
+@click.option("--end", multiple=True, metavar="WORD", help="First key column to end before; repeat for more.")
+@click.option("--limit", type=click.IntRange(0), metavar="N", help="At most N rows.")
+@click.option("--reverse", is_flag=True, help="From the last to the first.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object per row and line; `ackord load` takes it."
+)
+def scan(
+    table: str,
+    prefix: tuple[str, ...],
+    start: tuple[str, ...],
+    end: tuple[str, ...],
+    limit: int | None,
+    reverse: bool,
+    as_json: bool,
+) -> None:
+    """Print the rows of TABLE in key order, all or of a range.
+
+    Without --json and --limit, the first 100.
+    """
+    rows_max = limit if limit is not None or as_json else TABLE_ROWS_MAX + 1
+
+    async def work(store: Store) -> tuple[TableRoute, list[Row]]:
+        route = await route_of(store, table)
+        rows = store.table(table).scan(
+            parse_prefix(route.key, prefix),
+            start=parse_prefix(route.key, start) or None,
+            end=parse_prefix(route.key, end) or None,
+            limit=rows_max,
+            reverse=reverse,
+        )
+        if not as_json:
+            return route, await rows.rows()
+        async for row in rows:
+            click.echo(dump_json(row_to_json(row.key, row.version, row.columns)))
+            await asyncio.sleep(0)  # a page's rows come without a pause; the next page is read meanwhile
+        return route, []
+
+    route, rows = with_store(work)
+    if not as_json:
+        is_cut = limit is None and len(rows) > TABLE_ROWS_MAX
+        _show_rows([name for name, _ in route.key.columns], rows[:TABLE_ROWS_MAX] if is_cut else rows)
+        if is_cut:
+            click.echo(
+                f"ackord: only the first {TABLE_ROWS_MAX} rows; --limit N or --json for more", err=True
+            )
+
+
+def _show_rows(key_names: Sequence[str], rows: Sequence[Row]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    view = Table(box=None, pad_edge=False)
+    for name in key_names:
+        view.add_column(name, style="cyan", overflow="fold")
+    for name in names:
+        view.add_column(name, overflow="fold")
+    for row in rows:
+        cells = [shown(row[name]) if name in row else "" for name in names]
+        view.add_row(*(shown(value) for value in row.key), *cells)
+    if rows:
+        console().print(view)
+    else:
+        click.echo("no rows", err=True)
+
+
+def _judged(write: Callable[[], int]) -> int:
+    """The write's version; a Conflict tells what stands there."""
+    try:
+        return write()
+    except Conflict as error:
+        row = error.current
+        standing = "there is no such row" if row is None else f"the row has version {row.version}"
+        raise Conflict(f"the condition does not hold: {standing}; nothing was changed") from None
