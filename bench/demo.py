@@ -20,9 +20,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import ackord
 from harness import Cluster, ClusterError, progress, run, wait_in_sync
 
+import ackord
 from ackord_node.config import ConfigError
 
 TABLE = "characters"
@@ -108,7 +108,9 @@ class Loading:
             self.milestones[self.done].set()
 
 
-async def load(store: ackord.Store, definition: ackord.TableDefinition, rows: Characters, seen: Loading) -> None:
+async def load(
+    store: ackord.Store, definition: ackord.TableDefinition, rows: Characters, seen: Loading
+) -> None:
     """Writes all rows, single puts from some writers for each tablet, so that one tablet that waits for a new
     coordinator does not hold up the others."""
     table = store.table(TABLE)
@@ -156,7 +158,7 @@ async def kill_and_restart(cluster: Cluster, store: ackord.Store, seen: Loading,
     """SIGKILL at one third, start at two thirds; returns once the node is in sync everywhere again."""
     await seen.milestone(seen.total // 3).wait()
     failure.node = await busiest_coordinator(store, seen)
-    cluster.kill(failure.node)
+    await cluster.kill(failure.node)
     failure.note = f"{failure.node} killed"
     await seen.milestone(seen.total * 2 // 3).wait()
     failure.note = f"{failure.node} starting"
@@ -197,7 +199,7 @@ async def compare(cluster: Cluster, node: str, rows: Characters) -> Comparison:
     async with ackord.connect(cluster.urls, reads=f"node:{node}") as store:
         with progress(f"reading {node}", len(rows)) as bar:
             async for row in store.table(TABLE).scan():
-                key: Key = row.key  # type: ignore[assignment]
+                key: Key = row.key
                 if key not in rows:
                     found.unexpected.append(key)
                     continue

@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self, TypeVar
 import ackord
 from ackord_node import config
 from ackord_node.devcluster import processes
-from ackord_node.devcluster.launcher import Launcher
+from ackord_node.devcluster.launcher import Launcher, LaunchError
 
 POLL_S = 0.02
 START_TIMEOUT_S = 60.0
@@ -47,13 +47,25 @@ class Cluster:
             raise ClusterError(f"node {node} does not run; `make cluster` starts it")
         return pid
 
-    def kill(self, node: str) -> None:
-        """SIGKILL: the process has no chance to hand anything over."""
+    async def kill(self, node: str) -> None:
+        """SIGKILL: the process has no chance to hand anything over. Returns once its port is closed, which may
+        be a moment after the process is gone: a thread that is in an fsync ends later."""
         os.kill(self.pid(node), signal.SIGKILL)
+        address = self.config.node(node).address
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(address.host, address.port)
+            except OSError:
+                return
+            writer.close()
+            await asyncio.sleep(POLL_S)
 
     async def start_missing(self) -> None:
         """Starts what does not run, as `make cluster` does; returns once every node says that it is ready."""
-        await asyncio.to_thread(self._launcher.up, START_TIMEOUT_S)
+        try:
+            await asyncio.to_thread(self._launcher.up, START_TIMEOUT_S)
+        except LaunchError as error:
+            raise ClusterError(str(error)) from None
 
     def resident_mib(self, node: str) -> float:
         """Memory of the process that is in RAM."""
@@ -116,6 +128,7 @@ class LineProgress:
     def __init__(self, title: str, total: int, say: Callable[[str], None] = print) -> None:
         self._title, self._total, self._say = title, total, say
         self._shown_at = 0.0
+        self._shown_done = -1
 
     def __enter__(self) -> Self:
         return self
@@ -125,8 +138,8 @@ class LineProgress:
 
     def show(self, done: int, note: str = "") -> None:
         now = time.monotonic()
-        if now - self._shown_at >= 1.0 or done == self._total:
-            self._shown_at = now
+        if done != self._shown_done and (now - self._shown_at >= 1.0 or done == self._total):
+            self._shown_at, self._shown_done = now, done
             self._say(f"{self._title} {done:>9,} of {self._total:,} {note}".rstrip())
 
 

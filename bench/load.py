@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
-import os
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -17,8 +16,9 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-import ackord
 from harness import Cluster, progress
+
+import ackord
 
 ROW_BYTES = 100
 TABLETS_COUNT = 6
@@ -70,13 +70,13 @@ class Rows:
     def payload(self, number: int) -> dict[str, bytes]:
         return self._payloads[number % _PAYLOADS_COUNT]
 
-    async def prepare(self) -> None:
-        """Creates and fills the table unless an earlier run did."""
+    async def prepare(self) -> bool:
+        """Creates and fills the table; False if an earlier run had done so."""
         step = self.count / TABLETS_COUNT
         splits = [round(step * at) for at in range(1, TABLETS_COUNT)]
         await self._store.create_table(self.name, {"id": int}, split_at=splits)
         if await self.table.get((self.count - 1,)) is not None:
-            return  # rows are written in ascending order, the last one last
+            return False  # the last row is written last
         done = 0
         starts = iter(range(0, self.count, BATCH_ROWS_COUNT))
 
@@ -93,6 +93,7 @@ class Rows:
             await asyncio.gather(*(loader() for _ in range(LOADERS_COUNT)))
             await self._fill(max(self.count - BATCH_ROWS_COUNT, 0))
             bar.show(self.count)
+        return True
 
     async def _fill(self, start: int) -> None:
         ids = range(start, min(start + BATCH_ROWS_COUNT, self.count))
@@ -116,7 +117,9 @@ class Rows:
                 raise result
 
 
-async def measure(cluster: Cluster, call: Call, callers: int, seconds: float, rows_per_call: int = 1) -> Sample:
+async def measure(
+    cluster: Cluster, call: Call, callers: int, seconds: float, rows_per_call: int = 1
+) -> Sample:
     """``callers`` closed loops for ``seconds``, after a short warm-up that does not count."""
     await _callers(call, callers, min(WARM_UP_S, seconds))
     gc.collect()
@@ -152,12 +155,3 @@ async def _callers(call: Call, count: int, seconds: float) -> list[float]:
 
     await asyncio.gather(*(caller(number) for number in range(count)))
     return latencies
-
-
-def machine() -> dict[str, Any]:
-    """What a reader needs to judge the numbers."""
-    return {
-        "cpus": len(os.sched_getaffinity(0)),
-        "load_average_1_min": os.getloadavg()[0],
-        "python": ".".join(map(str, __import__("sys").version_info[:3])),
-    }

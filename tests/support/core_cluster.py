@@ -189,7 +189,7 @@ class Cluster:
         for effect in effects:
             self._carry_out(node, effect)
         if node.replica.has_announcement:  # the driver's turn has nothing else to send
-            self.at_node(node, lambda: self._announce(node))
+            self.at_node(node, lambda: self._announce(node), 0.0)
         if isinstance(event, e.Durable):
             node.disk_is_busy = False
             if node.replica.state.has_unstored:
@@ -496,6 +496,7 @@ class Cluster:
             and other.core.may_read(other.clock())
             and other.core.state.commit == node.core.state.log.end == other.core.state.log.end
             and not other.core.state.has_unstored
+            and not other.disk_is_busy
             for other in self.nodes.values()
         )
 

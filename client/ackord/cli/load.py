@@ -39,6 +39,7 @@ from ackord.store import Store
 from ackord.table import Table
 
 ATTEMPTS: Final = 5  # on one row, if somebody else writes it meanwhile or an outcome stays unknown
+EXIT_INTERRUPTED: Final = 130
 AGAIN: Final = "run the same command again to continue: what is there already is left alone"
 
 
@@ -57,7 +58,7 @@ class TooManyBadLines(Exception):
     pass
 
 
-@click.command()
+@click.command(short_help="Load a file of JSON lines or CSV; twice changes nothing.")
 @click.argument("table")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--format", "file_format", type=click.Choice(FORMATS), help="Default: by the file's name.")
@@ -136,7 +137,7 @@ def load(
             return 1
         except KeyboardInterrupt:
             progress.say(f"interrupted; {AGAIN}")
-            raise
+            return EXIT_INTERRUPTED
         except FileUnusable as error:
             raise FileUnusable(f"{file}: {error.message}") from None
         took = progress.took_s()
@@ -180,6 +181,12 @@ class Loader:
         self._progress = progress
         self._errors_max = errors_max
         self._reading = asyncio.Lock()
+        self._look_first = (
+            False  # most rows of the last batch were there: a read costs less than a refused put
+        )
+        self._look_first = (
+            False  # most rows of the last batch were there: reading is cheaper than a refused put
+        )
 
     async def run(self, parallel: int) -> None:
         try:
@@ -207,9 +214,21 @@ class Loader:
             raise TooManyBadLines
 
     async def _write(self, rows: list[Record]) -> None:
-        waiting: list[tuple[Record, int | None]] = [
-            (row, None) for row in rows
-        ]  # with the version to replace
+        equal_before = self.counts.equal
+        await self._put(await self._look(rows) if self._look_first else [(row, None) for row in rows])
+        self._look_first = self.counts.equal - equal_before > len(rows) // 2
+
+    async def _look(self, rows: list[Record]) -> list[tuple[Record, int | None]]:
+        """The rows that are not there yet, each with the version to replace."""
+        try:
+            standing = await self._table.get_many([row.key for row in rows])
+        except Error as error:
+            raise _stopped(rows[0], error) from None
+        return [
+            left for row, current in zip(rows, standing, strict=True) for left in self._judge(row, current)
+        ]
+
+    async def _put(self, waiting: list[tuple[Record, int | None]]) -> None:
         failure: Error = Error("no attempt")
         for _ in range(ATTEMPTS):
             if not waiting:

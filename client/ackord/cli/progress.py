@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final, Protocol
 
 import click
@@ -29,7 +30,7 @@ class Progress(Protocol):
 
 class _Base:
     def __init__(self, file: str, size_bytes: int | None) -> None:
-        self._file = "stdin" if file == "-" else file
+        self._file = "stdin" if file == "-" else Path(file).name
         self._size_bytes = size_bytes
         self._began = time.monotonic()
 

@@ -70,7 +70,10 @@ def force(tablet: str, node: str, accept_loss: bool) -> int:
         loss = error.detail.get("loss")
         if loss is None:
             raise
-        click.echo(f"Forcing tablet {shown_tablet(number)} to the copy of {node} may lose: {loss}.", err=True)
+        click.echo(
+            f"If tablet {shown_tablet(number)} is forced to the copy of {node}, this may be lost: {loss}.",
+            err=True,
+        )
         click.echo(
             "Nothing was changed. If that is what you want, say it again with --accept-loss.", err=True
         )

@@ -61,7 +61,7 @@ def show_row(row: Row, as_json: bool) -> None:
         out.print(view)
 
 
-@click.command(cls=KeyCommand)
+@click.command(cls=KeyCommand, short_help="Print a row.")
 @click.argument("table")
 @key_argument()
 @click.option("--json", "as_json", is_flag=True, help="Print the row as JSON.")
@@ -83,7 +83,7 @@ def get(table: str, key: tuple[str, ...], as_json: bool) -> int:
     return 0
 
 
-@click.command(cls=KeyCommand)
+@click.command(cls=KeyCommand, short_help="Replace or create a row.")
 @click.argument("table")
 @key_argument()
 @click.option("--set", "assignments", multiple=True, metavar="NAME=JSON", help="One column. Repeatable.")
@@ -121,7 +121,7 @@ def put(
     click.echo(str(_judged(lambda: with_store(work))))
 
 
-@click.command(cls=KeyCommand)
+@click.command(cls=KeyCommand, short_help="Delete a row.")
 @click.argument("table")
 @key_argument()
 @click.option("--if-version", type=int, metavar="VERSION", help="Only if the row has this version.")
@@ -137,7 +137,7 @@ def delete(table: str, key: tuple[str, ...], if_version: int | None, if_exists: 
     click.echo(str(_judged(lambda: with_store(work))))
 
 
-@click.command()
+@click.command(short_help="Print rows in key order.")
 @click.argument("table")
 @click.option(
     "--prefix", multiple=True, metavar="WORD", help="First key column all rows share; repeat for more."

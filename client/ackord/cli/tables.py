@@ -113,7 +113,7 @@ def describe(name: str, as_json: bool) -> None:
     out = console()
     out.print(f"Table {definition.name}, key ({shown_schema(key)}), id {definition.id}")
     view = Table(box=None, pad_edge=False)
-    for column in ("tablet", f"{key[0][0]} from … to below", "coordinator", "in sync"):
+    for column in ("tablet", key[0][0], "coordinator", "in sync"):
         view.add_column(column)
     for tablet in definition.tablets:
         route = routes.get(tablet.id)

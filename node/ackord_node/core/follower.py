@@ -262,11 +262,12 @@ class Follower:
             number == 0
             and header is not None
             and (self._snapshot is None or self._snapshot[0] != snapshot_id)
+            and header[-1] == s.copy_id  # else it comes late, and was meant for a copy that is gone
         ):
             s.note("info", f"takes a snapshot at index {header[0]} from {source}")
             s.discard_copy(filling=True)
             self.lease_until, self.matched, self._request_floor = NO_LEASE, 0, now
-            self._snapshot, self._snapshot_header = (snapshot_id, 0), header
+            self._snapshot, self._snapshot_header = (snapshot_id, 0), header[:-1]
         if self._snapshot != (snapshot_id, number):
             return
         if space == "end":

@@ -307,7 +307,9 @@ class Membership:
         s = self._s
         if self.drain is not Drain.NO:
             return
-        if s.unfit_reason is not None:
+        if s.is_leaving:
+            self.hand_over(None, "the node stops", now)
+        elif s.unfit_reason is not None:
             if self._successors():
                 self.hand_over(None, s.unfit_reason, now)
         elif not s.coordination_up:

@@ -110,7 +110,10 @@ class Replication:
         if probed <= p.confirmed:
             return probed < p.confirmed or not p.probing  # else an answer that was overtaken
         if probed < p.next or p.probing:
-            p.next = max(safe, 0) + 1
+            # ``safe`` is only what the replica knows to be committed: before a snapshot replaces a copy that may
+            # hold everything, the oldest entry here that can be compared is.
+            trimmed = self._s.log.trimmed
+            p.next = max(safe, trimmed if probed > trimmed else 0) + 1
             p.probing = True
             p.inflight.clear()
             p.inflight_bytes = 0
@@ -138,6 +141,7 @@ class Replication:
         p.snapshot_number, p.snapshot_sent_at = event.number, now
         p.snapshot_is_end = event.space == "end"
         records = [[key, value] for key, value in event.records]
+        header = None if event.header is None else [*event.header, p.copy_id]  # the copy that it replaces
         s.send(
             p.node,
             [
@@ -148,7 +152,7 @@ class Replication:
                 event.number,
                 event.space,
                 records,
-                event.header,
+                header,
             ],
         )
 
@@ -157,6 +161,7 @@ class Replication:
             return
         p.snapshot_sent_at = now
         if not p.snapshot_is_end:
+            p.snapshot_number = -1  # one at a time, even if this answer comes twice
             self._s.out.append(NextChunk(p.node, snapshot_id))
             return
         self.close_snapshot(p)

@@ -107,6 +107,7 @@ class TabletState:
         self.stopped_reason: str | None = None  # corrupt or dropped: serves nothing
         self.trim_hold: int | None = None
         # -- persistence
+        self._encoded: tuple[Descriptor | None, bytes | None] = (None, None)
         self.generation = 0
         self._meta_dirty = False
         self._clear = False
@@ -300,10 +301,15 @@ class TabletState:
             collected_below=self.requests.collected_below,
             suspect=self.suspect,
             filling=self.filling,
-            descriptor=self.descriptor.encode() if self.descriptor is not None else None,
+            descriptor=self._encoded_descriptor(),
             descriptor_version=self.descriptor_version,
             recovered=self.recovered,
         )
+
+    def _encoded_descriptor(self) -> bytes | None:
+        if self.descriptor is not self._encoded[0]:  # it changes rarely, and this is on every write's path
+            self._encoded = (self.descriptor, self.descriptor.encode() if self.descriptor else None)
+        return self._encoded[1]
 
     def stored(self, batch: TabletBatch) -> None:
         """The batch is on disk."""

@@ -52,6 +52,7 @@ class Takeover:
         self._asked_at = 0.0
         self._sent_at = 0.0  # of the last compare-and-set
         self._answers: dict[str, tuple[int, int]] = {}
+        self._inquiring_since = 0.0
         self.wake_at = 0.0
         self.hurry = False  # a coordinator handed over to this node: no rank delay
 
@@ -66,7 +67,7 @@ class Takeover:
         d = s.descriptor
         if d is None or d.dropped or not s.descriptor_is_fresh or s.stopped_reason or s.filling:
             return False
-        if s.is_leaving or s.unfit_reason is not None or not s.coordination_up:
+        if s.is_leaving or not s.coordination_up:
             return False
         if d.is_newborn:
             return s.node in d.replicas
@@ -107,6 +108,8 @@ class Takeover:
         if not s.lock_is_known or (s.lock_holder is not None and not s.lock_is_mine):
             return
         delay = 0.0 if self.hurry or s.lock_is_mine else self._rank() * s.config.timing.lock_rank_delay
+        if s.unfit_reason is not None:
+            delay += s.config.timing.unfit_delay  # better a coordinator that only reads than none
         due = max(s.promise_until, s.lock_free_since + delay)
         if now < due:
             self.wake_at = due
@@ -137,6 +140,7 @@ class Takeover:
             self._release(max(now, s.promise_until))
         elif s.suspect:
             self._answers = {}
+            self._inquiring_since = now
             self._inquire(now)
         else:
             self._swap(now)
@@ -172,23 +176,22 @@ class Takeover:
     def _judge_answers(self, now: float) -> None:
         s = self._s
         assert s.descriptor is not None
-        if (
-            not self._may_try() or now < s.promise_until
-        ):  # asked for long: a coordinator may live, or removed it
-            self._release(max(now, s.promise_until))
+        if not self._may_try() or now < s.promise_until:
+            self._release(max(now, s.promise_until))  # meanwhile a coordinator was heard, or removed this copy
             return
         others = [x.node for x in s.descriptor.in_sync if x.node != s.node]
-        if any(node not in self._answers for node in others):
-            return
         own = (s.log.epoch_at(s.log.end) or 0, s.log.end)
-        later = sorted(node for node in others if self._answers[node] > own)
+        later = sorted(node for node in others if self._answers.get(node, own) > own)
+        patience = 4 * s.config.timing.retry_interval
         if later:
             s.note(
                 "warning", f"suspect copy leaves the takeover to {later[0]}, whose log is later than {own}"
             )
-            self._release(now + 4 * s.config.timing.retry_interval)
-        else:
+            self._release(now + patience)
+        elif all(node in self._answers for node in others):
             self._swap(now)
+        elif now - self._inquiring_since > patience:
+            self._release(now + patience)  # a member that is not suspect may try
 
     # ------------------------------------------------------------------------ the decision
 

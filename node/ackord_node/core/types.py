@@ -109,6 +109,7 @@ class Timing:
     margin: float = 0.05  # scheduling slack added to the promise
     confirm_timeout: float = 1.0  # a member that confirms nothing for so long is removed
     lock_rank_delay: float = 0.15  # a candidate waits rank times this after the lock became free
+    unfit_delay: float = 2.0  # a candidate with a slow or full disk lets others go first
     inquiry_timeout: float = 0.2  # R13: how long a new coordinator waits for its members' log ends
     drain_commit_timeout: float = 0.5  # a draining coordinator waits so long for its last entries
     retry_interval: float = 0.25  # lost messages to members and to the coordination service

@@ -46,7 +46,7 @@ from ackord_node.runtime.tablet_host import EngineRows, TabletHost
 
 log = logging.getLogger("ackord.node")
 
-TICK_S = 0.01
+TICK_MIN_S, TICK_MAX_S = 0.005, 0.03  # how often tablets are asked what time made due
 STOP_WAIT_S = 6.0  # a planned stop waits so long for its hand-overs
 LONE_STOP_WAIT_S = 0.5  # with nobody left to take over: time for what is under way
 WAIT_LOG_S = 5.0
@@ -400,10 +400,12 @@ class Node:
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
             now = self.clock.now()
+            due = now + TICK_MAX_S
             for host in list(self.hosts.values()):
                 host.tick(now)
+                due = min(due, host.replica.wake_at)
+            await asyncio.sleep(max(due - now, TICK_MIN_S))
 
     # -------------------------------------------------------------------------------- service
 
