@@ -218,6 +218,8 @@ async def restart(cluster: Cluster, rows: Rows) -> float:
 
 
 async def bench(cluster: Cluster, options: argparse.Namespace) -> None:
+    for node in cluster.nodes:
+        cluster.pid(node)
     result: dict[str, Any] = {"ackord": ackord.__version__, "machine": machine(), "options": vars(options)}
     async with ackord.connect(cluster.urls) as store:
         few = Rows(store, BASE_ROWS_COUNT)

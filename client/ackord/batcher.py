@@ -21,6 +21,7 @@ from ackord.errors import Error, OutcomeUnknown, TableNotFound, Unavailable
 from ackord.link import PATIENCE_S, SILENCE_S, NodeLink
 from ackord.routing import (
     AVOID_S,
+    READ_FRAME_OPS,
     REDIRECTS_MAX,
     Next,
     NodeChooser,
@@ -130,12 +131,15 @@ class Batcher:
         self._flush_timer = None
         now = self._environment.now()
         touched: dict[str, NodeLink] = {}
+        beside = 0
         for op, pending in self._pending.items():
             if not pending:
                 continue
             self._pending[op] = {}
             for tablet, ops in pending.items():
-                link = self._link_for(op, tablet, now)
+                link = self._link_for(op, tablet, now, beside)
+                if op != OP_WRITE:
+                    beside = len(ops) + (beside if beside < READ_FRAME_OPS else 0)
                 if link is None:
                     self._park_unreachable(op, tablet, ops)
                     continue
@@ -146,11 +150,11 @@ class Batcher:
         for link in touched.values():
             link.pump()
 
-    def _link_for(self, op: int, tablet: TabletRoute, now: float) -> NodeLink | None:
+    def _link_for(self, op: int, tablet: TabletRoute, now: float, beside: int = 0) -> NodeLink | None:
         if op == OP_WRITE:
             name = self._chooser.for_write(tablet, self._up)
         else:
-            name = self._chooser.for_read(tablet, self._up, self._suspect, now)
+            name = self._chooser.for_read(tablet, self._up, self._suspect, now, beside)
         return self._up[name] if name is not None else None
 
     def _groups(self, op: int, tablet: TabletRoute, ops: list[Any]) -> Iterable[Group]:

@@ -27,6 +27,7 @@ AVOID_S: Final = 0.25  # a replica that could not answer for a tablet is avoided
 REDIRECTS_MAX: Final = 2  # "ask that node" is followed at once so often in a row, then with a pause
 EQUAL_FACTOR: Final = 1.5  # nodes within this factor of the nearest, plus ...
 EQUAL_SLACK_S: Final = 0.002  # ... this much, count as equally near
+READ_FRAME_OPS: Final = 96  # reads of one turn of the loop go to one node until they are about so many
 PROBE_INTERVAL: Final = 64  # every so many reads goes to the next node whatever its latency
 SMOOTHING: Final = 0.1  # weight of a new latency sample
 
@@ -191,10 +192,12 @@ class NodeChooser:
         return tablet.coordinator if tablet.coordinator in up else None
 
     def for_read(
-        self, tablet: TabletRoute, up: Collection[str], suspect: Collection[str], now: float
+        self, tablet: TabletRoute, up: Collection[str], suspect: Collection[str], now: float, beside: int = 0
     ) -> str | None:
         """A node to read from. ``up`` are the nodes with a stream, ``suspect`` those of them that have
-        stopped answering; they and the tablet's avoided ones come last. None: nobody to ask."""
+        stopped answering; they and the tablet's avoided ones come last. ``beside``: so many reads leave for
+        the node of the call before in the same frame; while they are few it is chosen again, because a frame
+        costs more than the reads in it. None: nobody to ask."""
         if self.reads == "coordinator":
             return self.for_write(tablet, up)
         if self.reads.startswith("node:"):
@@ -213,7 +216,8 @@ class NodeChooser:
             candidates = [node for node in candidates if node not in suspect] or candidates
         if len(candidates) <= 1:
             return candidates[0] if candidates else None
-        self._turn += 1
+        if not 0 < beside < READ_FRAME_OPS:
+            self._turn += 1
         if self.reads == "any" and self._turn % PROBE_INTERVAL:
             candidates = self._nearest(candidates)
         return candidates[self._turn % len(candidates)]

@@ -278,7 +278,8 @@ class PeerTransport(Protocol):
     def send(self, node: str, message: Any, urgent: bool = False) -> bool:
         """Queues a message (msgpack-able list); everything queued in one turn of the loop leaves as one frame.
         Urgent ones (beacons, leases, confirmations) go before bulk ones. Messages may be lost, never changed,
-        and keep their order within a priority. False: there is no link or its queue is full; it was dropped."""
+        and keep their order within a priority; nothing of an older link of a node arrives after something of a
+        newer one. False: there is no link or its queue is full; it was dropped."""
 
     def is_up(self, node: str) -> bool: ...
 

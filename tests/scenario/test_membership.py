@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from tests.support.core_clients import Reader
-from tests.support.core_cluster import Cluster
-from tests.support.core_script import APPEND, BEACON, BEACON_CONFIRM, CONFIRM, drops, ends, flows, formed, well
 from ackord.errors import Unavailable
 from ackord_node.core.progress import Progress
+from tests.support.core_clients import Reader
+from tests.support.core_cluster import Cluster
+from tests.support.core_script import (
+    APPEND,
+    BEACON,
+    BEACON_CONFIRM,
+    CONFIRM,
+    drops,
+    ends,
+    flows,
+    formed,
+    well,
+)
 
 
 def of(c: Cluster, name: str) -> Progress:
@@ -93,10 +103,15 @@ def test_a_learner_that_lacks_the_tail_is_not_admitted() -> None:
     c = formed(min_in_sync=1)
     c.crash("n3")
     c.run_until(lambda: c.in_sync() == ["n1", "n2"], 6)
-    c.put_done()
-    drops(c, APPEND, "n1", "n3")
     c.start("n3")
-    c.run(4)
+    c.run_until(lambda: of(c, "n3").authority > c.leader().clock() and not of(c, "n3").probing, 5)
+    assert c.in_sync() == ["n1", "n2"]
+    of(c, "n3").rejoin_at = c.leader().clock() + 1.0
+    drops(c, APPEND, "n1", "n3")
+    c.run(0.9)
+    c.put_done()
+    c.run(0.5)
+    assert not of(c, "n3").probing
     assert c.in_sync() == ["n1", "n2"]
     well(c)
 

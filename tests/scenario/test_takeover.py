@@ -74,8 +74,9 @@ def test_nothing_is_answered_before_the_tail_is_committed() -> None:
     drops(c, CONFIRM)
     c.run_until(lambda: c.coordinator() is not None, 5)
     c.run(0.5)
-    assert c.leader().core.coordinator is not None
-    assert c.leader().core.coordinator.authority() > c.leader().clock()
+    coordinator = c.leader().core.coordinator
+    assert coordinator is not None
+    assert coordinator.authority() > c.leader().clock()
     assert not any(node.core.may_read(node.clock()) for node in c.nodes.values() if node.is_up)
     well(c)
 

@@ -36,7 +36,14 @@ def test_random_walk(first: int) -> None:
 def test_walks_meet_what_they_are_to_test() -> None:
     """Guards the walk itself: takeovers, changes of the set, snapshots and refusals do happen."""
     texts: dict[str, int] = dict.fromkeys(
-        ("takes a snapshot", "hands over", "no longer coordinates", "is to leave the in-sync set", "suspect copy"), 0
+        (
+            "takes a snapshot",
+            "hands over",
+            "no longer coordinates",
+            "is to leave the in-sync set",
+            "suspect copy",
+        ),
+        0,
     )
     epochs = 0
     for seed in range(1, 16):
@@ -53,7 +60,13 @@ def digest(seed: int, hash_seed: str) -> str:
     path = os.pathsep.join(str(ROOT / folder) for folder in ("client", "node", "."))
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": path}
     ran = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     return ran.stdout.strip()
 

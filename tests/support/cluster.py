@@ -256,7 +256,8 @@ class RealCluster:
             except OSError:
                 continue
             assert isinstance(found, dict)
-            return found
+            if "tables" in found:  # else the node is starting, and says so
+                return found
         raise AssertionError(f"no node told the routing table\n{self.logs()}")
 
     def tablets(self, table: str, ask: str | None = None) -> list[dict[str, Any]]:

@@ -210,7 +210,11 @@ class Client:
                 self.versions[op.key] = op.outcome
             elif op.outcome is not None and op.outcome[3] is not None:
                 self.versions[op.key] = row_version(op.outcome[3])
-            if op.is_done and op.last_error is op.outcome and op.outcome[2].get("reason") == "client_collected":
+            if (
+                op.is_done
+                and op.last_error is op.outcome
+                and op.outcome[2].get("reason") == "client_collected"
+            ):
                 self._is_forgotten = True
         for op in [op for op in self.open if op.is_done or op.attempts >= 8]:
             self.open.remove(op)

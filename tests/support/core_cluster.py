@@ -51,7 +51,7 @@ class Profile:
 class Notes(list[str]):
     """What the nodes noted."""
 
-    def count(self, text: str) -> int:  # type: ignore[override]
+    def count(self, text: str) -> int:
         return sum(text in note for note in self)
 
 
@@ -117,7 +117,7 @@ class Cluster:
         self._open: dict[tuple[str, str], int] = {}  # links that are open -> generation
         self._generation = 0
         self._last_delivery: dict[tuple[str, str, bool], float] = {}
-        self.drop = lambda source, target, message: False  # scenarios drop messages
+        self.drop: Callable[[str, str, list[Any]], bool] = lambda source, target, message: False  # scenarios drop messages
         self.hold: Callable[[str, str, list[Any]], bool] = lambda source, target, message: False
         self.held: list[tuple[str, str, int, list[Any]]] = []
         newborn = Descriptor(
@@ -438,7 +438,9 @@ class Cluster:
         node = self.nodes[name]
         assert not node.is_up
         node.disk.now = node.disk.states[-min(states, len(node.disk.states))].copy()
-        if is_suspect:  # the engine marks the store before it opens it, and forgets that once the copies say so
+        if (
+            is_suspect
+        ):  # the engine marks the store before it opens it, and forgets that once the copies say so
             meta = node.disk.meta
             meta.suspect = True
             node.disk.now.meta = meta.encode()

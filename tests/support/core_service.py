@@ -5,6 +5,7 @@ Compare-and-sets may be applied late, their answers may be lost, and the service
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ackord_node.core import effects as e

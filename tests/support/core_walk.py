@@ -1,6 +1,6 @@
 """One random walk: a cluster from a seed, clients, faults for a while, then healing and the proof of liveness.
 
-    python -m tests.support.core_walk SEED [COUNT]      replays one seed, or runs COUNT from it on
+python -m tests.support.core_walk SEED [COUNT]      replays one seed, or runs COUNT from it on
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from tests.support.core_cluster import Cluster, Node, Profile
 
 FAULTS_S = 9.0
 TINY_LOG = LogLimits(
-    memory_bytes=600, disk_bytes=1500, append_bytes=500, inflight_bytes=3000, entry_bytes=300, snapshot_chunk_bytes=200
+    memory_bytes=600,
+    disk_bytes=1500,
+    append_bytes=500,
+    inflight_bytes=3000,
+    entry_bytes=300,
+    snapshot_chunk_bytes=200,
 )
 
 
@@ -103,6 +108,7 @@ class Walk:
                 ("pause", self._pause),
                 ("cut", self._cut),
                 ("one-way", self._cut_one_way),
+                ("isolate", self._isolate),
                 ("service", self._service_away),
                 ("session", self._end_session),
                 ("hand over", self._hand_over),
@@ -112,7 +118,7 @@ class Walk:
                 ("corrupt", self._corrupt),
                 ("bounce", self._bounce),
             ),
-            (5, 4, 3, 2, 3, 3, 2, 1, 1, 2, 1, 1),
+            (5, 4, 3, 2, 2, 3, 3, 2, 1, 1, 2, 1, 1),
         )[0]
         if fault(node):
             self.faults[name] = self.faults.get(name, 0) + 1
@@ -170,6 +176,15 @@ class Walk:
         c.cuts.add((node.name, other))
         c.refresh_links()
         c.at(c.rng.expovariate(0.8), c.mend)
+        return True
+
+    def _isolate(self, node: Node) -> bool:
+        """The node is cut off from all others and its session is gone at once; it knows of neither."""
+        c = self.cluster
+        self._cut(node)
+        c.service.end_session(node, node.session)
+        c.service.disconnect(node)
+        c.at(c.rng.expovariate(0.8), lambda: c.service.connect(node))
         return True
 
     def _service_away(self, node: Node) -> bool:

@@ -18,6 +18,7 @@ from ackord.errors import (
 from ackord.routing import (
     BACKOFF_MAX_S,
     PROBE_INTERVAL,
+    READ_FRAME_OPS,
     REDIRECTS_MAX,
     NodeChooser,
     RoutingTable,
@@ -134,6 +135,14 @@ def test_reads_take_turns_among_equally_near_nodes() -> None:
         chooser.measured(node, 0.001)
     picks = [chooser.for_read(tablet(), UP, (), 0.0) for _ in range(30)]
     assert {node: picks.count(node) for node in UP} == {"n1": 10, "n2": 10, "n3": 10}
+
+
+def test_a_few_reads_of_one_frame_stay_together_and_many_are_spread() -> None:
+    chooser = NodeChooser("round_robin")
+    first = chooser.for_read(tablet(), UP, (), 0.0)
+    assert {chooser.for_read(tablet(), UP, (), 0.0, READ_FRAME_OPS - 1) for _ in range(9)} == {first}
+    assert chooser.for_read(tablet(), UP, (), 0.0, READ_FRAME_OPS) != first
+    assert chooser.for_read(tablet(), UP, {first}, 0.0, 1) != first
 
 
 def test_reads_prefer_the_near_node_and_probe_the_others_rarely() -> None:

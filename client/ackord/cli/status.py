@@ -158,7 +158,7 @@ def _of_tablets(table: str, tablets: list[dict[str, Any]], down: set[str]) -> It
         )
     if waiting:
         yield Finding(
-            f"table {table}: {_named(waiting)} has no coordinator now; an in-sync node takes over in seconds"
+            f"table {table}: no coordinator now for {_named(waiting)}; an in-sync node takes over in seconds"
         )
     for node in sorted({name for t in tablets for name in missing(t)}):
         lacking = [t for t in tablets if node in missing(t)]
@@ -167,7 +167,9 @@ def _of_tablets(table: str, tablets: list[dict[str, Any]], down: set[str]) -> It
         )
     least = [t for t in tablets if missing(t) and len(t["in_sync"]) <= t["min_in_sync"]]
     if least:
-        yield Finding(f"table {table}: {_named(least)} is at the minimum: writes stop if one more copy fails")
+        yield Finding(
+            f"table {table}: {_named(least)}: as few in sync as may be; writes stop if one more fails"
+        )
 
 
 def missing(tablet: dict[str, Any]) -> dict[str, str]:

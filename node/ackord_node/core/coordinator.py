@@ -49,7 +49,7 @@ class Coordinator:
     def inquire_answer(self, node: str, message: m.Message, now: float) -> None:
         """Rule R13: a member that knows a later commit point than this log's end shows that this disk lost
         entries."""
-        if self.is_active or message[2] != self.epoch:
+        if message[2] != self.epoch:
             return
         is_older = message[8] < self._s.recovered  # it will start anew: an operator gave up what it knows
         if message[7] > self._s.log.end and not is_older:
@@ -233,7 +233,7 @@ class Coordinator:
         if refusal is not None:
             self.writes.refuse_all(event, refusal)
             return
-        self.writes.take(event, self.epoch, self.may_answer(now))
+        self.writes.take(event, self.epoch, self.may_answer(now), now)
         self.writes.advance([])
         self.replication.send_all(now)
 
@@ -258,6 +258,7 @@ class Coordinator:
             return
         if now >= self._beacon_at:
             self._beacon(now)
+        self.writes.expire(now)
         self.replication.tick(now)
         self.membership.tick(now)
         self._try_commit(now)

@@ -37,6 +37,8 @@ class Follower:
     def obey(self, epoch: int, source: str, now: float) -> bool:
         """Rule R3: whether a message of ``epoch`` is obeyed; raises the promise if it is a later one."""
         s = self._s
+        if s.suspect and not s.descriptor_is_fresh:
+            return False  # what a rolled-back copy had promised is known from the descriptor only (R13)
         if epoch < s.promised or epoch < s.barred_below:
             if epoch < s.promised:
                 s.send(source, [m.FENCED, s.tablet, epoch, s.promised], urgent=True)
@@ -106,7 +108,9 @@ class Follower:
     def _prefix_matches(self, index: int, epoch: int) -> bool:
         log = self._s.log
         if index < log.trimmed:
-            return True  # trimmed entries are committed, and committed prefixes are equal everywhere
+            # Trimmed entries are committed, and epochs never fall along a log: a later one here proves that the
+            # sender's log is another than the committed one.
+            return epoch <= log.runs[0][1]
         return log.epoch_at(index) == epoch
 
     def _take(self, entries: list[Entry], source: str) -> bool:
@@ -114,6 +118,12 @@ class Follower:
         s = self._s
         for entry in entries:
             if entry.index <= s.log.trimmed:
+                if entry.epoch > s.log.runs[0][1]:
+                    s.note(
+                        "error",
+                        f"{source} sent entry {entry.index} of epoch {entry.epoch}, committed otherwise",
+                    )
+                    return False
                 continue
             known = s.log.epoch_at(entry.index)
             if known == entry.epoch:

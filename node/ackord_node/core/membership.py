@@ -89,7 +89,7 @@ class Membership:
                 retry_after_ms=250,
             )
         at_minimum = len(self.in_sync) == d.min_in_sync
-        if s.unfit_reason is not None and not self._successors():
+        if s.unfit_reason is not None and not self._can_spare_itself():
             return Unavailable(f"node {s.node}: {s.unfit_reason}", reason="full", retry_after_ms=500)
         lost = sorted(x.node for x in self.in_sync if x.node != s.node and self._progress[x.node].revoking)
         if at_minimum and lost:
@@ -217,7 +217,7 @@ class Membership:
 
     def _send_swap(self, now: float) -> None:
         assert self.proposed is not None
-        self._ticket += 1
+        self._ticket = self._s.next_ticket()
         self._asked_at = now
         self._is_settling = False
         self._s.out.append(Swap(-self._ticket, self.descriptor.with_in_sync(self.proposed), self.version))
@@ -240,7 +240,14 @@ class Membership:
     def descriptor_seen(self, now: float) -> None:
         """Rule R1: a changed version settles; the same version lets the same change be sent again."""
         s, d = self._s, self._s.descriptor
-        if d is None or s.descriptor_version < self.version:
+        if d is None:
+            return
+        if d.epoch > self.descriptor.epoch:
+            self.deposed_reason = (
+                "the tablet was dropped" if d.dropped else f"{d.coordinator or 'an operator'} took over"
+            )
+            return
+        if s.descriptor_version < self.version:
             return
         if s.descriptor_version == self.version:
             if self._is_settling and self.proposed is not None:
@@ -310,7 +317,7 @@ class Membership:
         if s.is_leaving:
             self.hand_over(None, "the node stops", now)
         elif s.unfit_reason is not None:
-            if self._successors():
+            if self._can_spare_itself():
                 self.hand_over(None, s.unfit_reason, now)
         elif not s.coordination_up:
             if self._successors() and any(p.revoking for p in self._progress.values()):
@@ -343,6 +350,11 @@ class Membership:
                 found.append(node)
         return found
 
+    def _can_spare_itself(self) -> bool:
+        """Whether writes could go on without this node (R11). If not, an unfit coordinator stays and goes on
+        answering reads: a new epoch would have to be stored by its members, of which it would be one."""
+        return len(self._successors()) >= self.descriptor.min_in_sync
+
     def _chosen(self) -> str | None:
         successors = self._successors()
         return self._successor if self._successor in successors else next(iter(successors), None)
@@ -360,7 +372,8 @@ class Membership:
                 p.grant = None
             if any(p.granted_until > now for p in self._progress.values()):
                 return
-            if not self._successors() and not s.is_leaving:
+            is_vain = s.unfit_reason is not None and not self._can_spare_itself()
+            if (is_vain or not self._successors()) and not s.is_leaving:
                 self.drain = Drain.NO  # nobody could go on: stay
                 return
             self.drain, self._drain_at = Drain.TAIL, now

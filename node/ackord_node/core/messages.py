@@ -20,7 +20,9 @@ INQUIRE = 6  # tablet, epoch, inquiry id (echoed)
 INQUIRE_ANSWER = 7  # tablet, epoch, copy_id, inquiry id, last epoch, last index, commit point, recovered
 HANDOVER = 8  # tablet, epoch, successor's incarnation
 LEAVE = 9  # tablet, epoch, copy_id: the member asks to be removed
-SNAPSHOT = 10  # tablet, epoch, snapshot id, chunk number, space, [[key, value], ...], header or None
+SNAPSHOT = (
+    10  # tablet, epoch, snapshot id, chunk, space, [[key, value], ...], header + [copy_id to replace] or None
+)
 SNAPSHOT_TAKEN = 11  # tablet, epoch, copy_id, snapshot id, chunk number
 FENCED = 12  # tablet, epoch that was refused, epoch that was promised
 COMMIT = 13  # tablet, epoch, commit point: sent at once when nothing else would carry it (rule R12)

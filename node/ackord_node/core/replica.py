@@ -236,12 +236,17 @@ class Replica:
     def _descriptor_seen(self, event: e.DescriptorSeen, now: float) -> None:
         s = self.state
         s.descriptor_is_fresh = True
-        if event.descriptor is None or event.version < s.descriptor_version:
+        if event.descriptor is None:
             return
-        if event.version > s.descriptor_version or s.descriptor is None:
+        # Epochs only grow, also over a rebuilt coordination service, whose versions begin again.
+        seen = (event.descriptor.epoch, event.version)
+        known = (s.descriptor.epoch, s.descriptor_version) if s.descriptor is not None else (-1, -1)
+        if seen < known:
+            return
+        if seen > known:
             s.descriptor, s.descriptor_version = event.descriptor, event.version
             s.want_meta()
-        d = s.descriptor
+        d = event.descriptor
         if d.dropped:
             self._dropped(d, now)
             return
@@ -314,6 +319,8 @@ class Replica:
             c.replication.close_snapshot(p)
             p.probe()
             c.replication.send(p, now)
+            # One that was not reached at takeover may still know that this disk rolled back (R13).
+            s.send(event.node, [m.INQUIRE, s.tablet, c.epoch, c.epoch], urgent=True)
 
     def _peer_down(self, event: e.PeerDown, now: float) -> None:
         s = self.state
@@ -357,8 +364,14 @@ class Replica:
     def _corrupted(self, event: e.Corrupted, now: float) -> None:
         """Rule R14: stop serving this tablet and rebuild the copy, under a new copy_id, from a peer."""
         s = self.state
-        s.note("error", f"stored data is damaged, the copy is rebuilt: {event.reason}")
         was_coordinator = self.coordinator is not None
+        if self._is_only_copy():
+            self._step_down("its stored data is damaged", now)
+            self.reads.refuse(_MOVED)
+            s.note("error", f"stored data of the only in-sync copy is damaged; it is kept: {event.reason}")
+            s.stop(f"damaged, and no other copy is in sync (`ackord recover inspect`): {event.reason}")
+            return
+        s.note("error", f"stored data is damaged, the copy is rebuilt: {event.reason}")
         self._step_down("its stored data is damaged", now)
         if was_coordinator or s.lock_is_mine:
             s.out.append(e.ReleaseLock())
@@ -367,6 +380,12 @@ class Replica:
         self.takeover.abandon()
         s.discard_copy(filling=False)
         self.follower.forget(now)
+
+    def _is_only_copy(self) -> bool:
+        s = self.state
+        if self.coordinator is not None:
+            return self.coordinator.membership.required <= {s.me}
+        return s.descriptor is not None and s.descriptor.in_sync == {s.me}
 
     def _disk_slow(self, event: e.DiskSlow, now: float) -> None:
         self.state.unfit_reason = event.reason

@@ -19,7 +19,6 @@ class Replication:
         self._s = state
         self._epoch = epoch
         self._progress = progress
-        self._snapshots_count = 0
 
     def send_all(self, now: float) -> None:
         for node in self._progress:
@@ -124,8 +123,7 @@ class Replication:
     # ----------------------------------------------------------------------------- snapshots
 
     def _open_snapshot(self, p: Progress, now: float) -> None:
-        self._snapshots_count += 1
-        p.snapshot_id = self._snapshots_count
+        p.snapshot_id = self._s.next_ticket()
         p.snapshot_number, p.snapshot_sent_at = -1, now
         p.snapshot_index = self._s.log.trimmed
         self._s.note("info", f"opens a snapshot for {p.node}, which needs entry {p.next}")
@@ -187,7 +185,7 @@ class Replication:
                 p.probe()
             if p.node in s.peers_up:
                 holds.append(p.snapshot_index if p.snapshot_id else p.confirmed)
-                if p.inflight and not p.probing and now - p.sent_at > 4 * retry:
+                if p.inflight and not p.probing and now - p.sent_at > 2 * retry:
                     p.probe()
                 self.send(p, now)
         s.trim_hold = min(holds, default=None)

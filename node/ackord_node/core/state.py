@@ -67,6 +67,7 @@ class TabletState:
         self._new_copy_id = new_copy_id
         # -- the copy
         self.copy_id = meta.copy_id
+        self.copy_is_stored = not copy.is_new  # its copy_id is on disk, so that it may be named anywhere
         self.suspect = meta.suspect
         self.filling = meta.filling
         self.recovered = meta.recovered
@@ -106,6 +107,7 @@ class TabletState:
         self.unfit_reason: str | None = None
         self.stopped_reason: str | None = None  # corrupt or dropped: serves nothing
         self.trim_hold: int | None = None
+        self._tickets = 0
         # -- persistence
         self._encoded: tuple[Descriptor | None, bytes | None] = (None, None)
         self.generation = 0
@@ -134,6 +136,11 @@ class TabletState:
     @property
     def is_in_sync(self) -> bool:
         return self.descriptor is not None and self.me in self.descriptor.in_sync
+
+    def next_ticket(self) -> int:
+        """A number for a request to the outside; answers to an earlier role's requests name another."""
+        self._tickets += 1
+        return self._tickets
 
     def send(self, node: str, message: Message, urgent: bool = False) -> None:
         self.out.append(Send(node, message, urgent))
@@ -189,6 +196,7 @@ class TabletState:
         """Begins a new, empty copy under a new copy_id, which becomes durable in the same all-or-nothing batch
         that deletes the old data."""
         self.copy_id = self._new_copy_id()
+        self.copy_is_stored = False
         self.generation += 1
         self.filling = filling
         self.suspect = False
@@ -316,6 +324,7 @@ class TabletState:
         self._in_flight = None
         self.promised_durable = max(self.promised_durable, batch.promised)
         if batch.generation == self.generation:
+            self.copy_is_stored = True
             end = batch.end if self._durable_cap is None else min(batch.end, self._durable_cap)
             self.durable = max(self.durable, end)
             for index in range(self.applied + 1, batch.applied + 1):

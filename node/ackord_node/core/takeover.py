@@ -67,7 +67,7 @@ class Takeover:
         d = s.descriptor
         if d is None or d.dropped or not s.descriptor_is_fresh or s.stopped_reason or s.filling:
             return False
-        if s.is_leaving or not s.coordination_up:
+        if s.is_leaving or not s.coordination_up or not s.copy_is_stored:
             return False
         if d.is_newborn:
             return s.node in d.replicas
@@ -177,7 +177,9 @@ class Takeover:
         s = self._s
         assert s.descriptor is not None
         if not self._may_try() or now < s.promise_until:
-            self._release(max(now, s.promise_until))  # meanwhile a coordinator was heard, or removed this copy
+            self._release(
+                max(now, s.promise_until)
+            )  # meanwhile a coordinator was heard, or removed this copy
             return
         others = [x.node for x in s.descriptor.in_sync if x.node != s.node]
         own = (s.log.epoch_at(s.log.end) or 0, s.log.end)
@@ -214,7 +216,7 @@ class Takeover:
         self._send_swap(self._wanted, now)
 
     def _send_swap(self, wanted: Descriptor, now: float) -> None:
-        self._ticket += 1
+        self._ticket = self._s.next_ticket()
         self.stage, self._asked_at = Stage.SWAPPING, now
         self._sent_at = now
         self.wake_at = now + self._s.config.timing.retry_interval
@@ -234,11 +236,11 @@ class Takeover:
         s = self._s
         if not self.is_barring or s.descriptor is None or self._wanted is None:
             return None
-        if s.descriptor_version <= self._base_version:
+        d = s.descriptor
+        if d.epoch < self._wanted.epoch and s.descriptor_version <= self._base_version:
             if self.stage is Stage.SETTLING and now - self._sent_at >= s.config.timing.retry_interval:
                 self._send_swap(self._wanted, now)  # the same change of the same version: it can win once
             return None
-        d = s.descriptor
         if d.coordinator == s.node and d.incarnation == s.incarnation and d.epoch == self._wanted.epoch:
             return self._won(d, s.descriptor_version)
         self._gave_up(now)

@@ -29,6 +29,7 @@ class Answer:
     indices: list[int] | None
     results: list[Any]
     size: int
+    expires: float  # undecided by then: the asker is told that the outcome is unknown
 
 
 @dataclass(slots=True)
@@ -89,12 +90,13 @@ class WritePath:
 
     # ------------------------------------------------------------------------------ judging
 
-    def take(self, event: Writes, epoch: int, may_answer: bool) -> None:
+    def take(self, event: Writes, epoch: int, may_answer: bool, now: float) -> None:
         """Judges the groups in order of arrival and appends what is to be done, in entries of bounded size.
         ``may_answer``: whether a judgement on the state may be given as an answer (rules R5, R8)."""
         s = self._s
         draft = self._new_draft(event.wall_ms)
         limits = s.config.limits
+        wait = limits.request_wait_ms / 1000
         for group in event.groups:
             room = limits.pending_ops_count - self.pending_count
             if len(group.ops) > room or self.pending_bytes > limits.pending_bytes:
@@ -104,25 +106,14 @@ class WritePath:
             if refusal is not None:
                 self._refuse(group, refusal)
                 continue
-            for ops in self._slices(group):
-                self._judge_group(group, ops, draft, may_answer)
+            at = 0
+            while at < len(group.ops):
+                at = self._judge_group(group, at, draft, may_answer, now + wait)
                 if draft.size >= s.config.log.entry_bytes:
                     self._append(draft, epoch)
                     draft = self._new_draft(event.wall_ms)
         if draft.groups:
             self._append(draft, epoch)
-
-    def _slices(self, group: WriteGroup) -> list[range]:
-        """The group's operations in runs that each fit an entry."""
-        bytes_max = self._s.config.log.entry_bytes
-        slices, start, size = [], 0, 0
-        for at, op in enumerate(group.ops):
-            if size > bytes_max:
-                slices.append(range(start, at))
-                start, size = at, 0
-            size += len(op[3]) if op[3] is not None else 0
-        slices.append(range(start, len(group.ops)))
-        return slices
 
     def _new_draft(self, wall_ms: int) -> Draft:
         s = self._s
@@ -162,23 +153,29 @@ class WritePath:
             return self._overloaded()
         return None
 
-    def _judge_group(self, group: WriteGroup, ops: range, draft: Draft, may_answer: bool) -> None:
-        """Judges one group's operations into the draft, whose entry will stand at the log's end + 1."""
+    def _judge_group(
+        self, group: WriteGroup, start: int, draft: Draft, may_answer: bool, expires: float
+    ) -> int:
+        """Judges operations of the group, from number ``start`` on, into the draft, whose entry will stand at the
+        log's end + 1, until the group ends or the entry is full; returns where to go on."""
         s = self._s
+        bytes_max, end = s.config.log.entry_bytes, len(group.ops)
         index = s.log.end + 1
         verdicts = Verdicts([group.client, group.registered, group.floor, [], [], []])
         known = self._in_progress.setdefault(group.client, {}) if group.client else None
         record = s.requests.clients.get(group.client)
-        for at in ops:
+        at = start
+        while at < end and (draft.size < bytes_max or at == start):
             op = group.ops[at]
-            if known is not None and self._answer_known(at, op, record, known, may_answer, verdicts):
-                continue
-            self._judge(at, op, index, draft, known, may_answer, verdicts)
+            if known is None or not self._answer_known(at, op, record, known, may_answer, verdicts):
+                self._judge(at, op, index, draft, known, may_answer, verdicts)
+            at += 1
         if verdicts.logged[3]:
             draft.groups.append(verdicts.logged)
         elif known is not None and not known:
             del self._in_progress[group.client]
-        self._answer(group, ops, s.log.end + bool(draft.groups), verdicts)
+        self._answer(group, range(start, at), s.log.end + bool(draft.groups), verdicts, expires)
+        return at
 
     def _judge(
         self,
@@ -250,7 +247,15 @@ class WritePath:
         if result is None:
             return False
         if not may_answer:
-            verdicts.at_once(at, error_to_wire(no_right_to_answer()))
+            verdicts.at_once(
+                at,
+                error_to_wire(
+                    OutcomeUnknown(
+                        "an earlier attempt is recorded, and the coordinator may not answer from its state now",
+                        reason="no_authority",
+                    )
+                ),
+            )
         elif result >= 0:
             verdicts.later(at, result)
         else:
@@ -269,7 +274,7 @@ class WritePath:
 
     # ---------------------------------------------------------------------------- answering
 
-    def _answer(self, group: WriteGroup, ops: range, index: int, verdicts: Verdicts) -> None:
+    def _answer(self, group: WriteGroup, ops: range, index: int, verdicts: Verdicts, expires: float) -> None:
         s = self._s
         is_all = len(ops) == len(group.ops)
         if verdicts.now_indices:
@@ -285,6 +290,7 @@ class WritePath:
                     None if whole else verdicts.later_indices,
                     verdicts.later_results,
                     size,
+                    expires,
                 )
             )
             self.pending_count += len(verdicts.later_results)
@@ -332,6 +338,18 @@ class WritePath:
                 del known[seq]
         if not known:
             del self._in_progress[client]
+
+    def expire(self, now: float) -> None:
+        """Answers what has waited too long; the writes stay in the log and may still be committed."""
+        answers = self._answers
+        while answers and answers[0].expires <= now:
+            answer = answers.popleft()
+            self.pending_count -= len(answer.results)
+            self.pending_bytes -= answer.size
+            unknown = error_to_wire(
+                OutcomeUnknown("not every in-sync copy has confirmed the write yet", reason="undecided")
+            )
+            self._s.out.append(Reply(answer.request, answer.indices, [unknown] * len(answer.results)))
 
     def end(self) -> None:
         """The epoch ended: what is not committed here may be committed by the next coordinator (rule R17)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from ackord_node.runtime.placement import place
 log = logging.getLogger("ackord.tables")
 
 TABLET_BITS = 16  # a tablet's id is the table's id << 16 | its number
+STOPPED_WAIT_S = 10.0  # drop waits so long for the tablets' members to confirm
 SERVED_WAIT_S = 15.0  # create_table waits so long for its tablets to be served
 TRIES_COUNT = 10
 
@@ -53,6 +54,7 @@ class Catalogue:
         self.changed = asyncio.Event()  # set, and replaced, at every change of a descriptor
         self.version = 0
         self.on_refresh: Callable[[], None] = lambda: None
+        self.has_stopped: Callable[[str, int, int], Awaitable[bool]]  # (node, tablet, epoch), set by the node
 
     # -------------------------------------------------------------------------------- reading
 
@@ -68,7 +70,7 @@ class Catalogue:
 
     def descriptor_seen(self, tablet: int, descriptor: Descriptor, version: int) -> bool:
         known = self.descriptors.get(tablet)
-        if known is not None and known[1] >= version:
+        if known is not None and (known[0].epoch, known[1]) >= (descriptor.epoch, version):
             return False
         self.descriptors[tablet] = (descriptor, version)
         self.touch()
@@ -137,7 +139,13 @@ class Catalogue:
         for number, (start, end, order) in enumerate(zip(starts, ends, orders, strict=True)):
             tablet = table_id << TABLET_BITS | number
             newborn = Descriptor(tablet, 0, None, 0, frozenset(), order, self._min_in_sync, start, end)
-            await self._coordination.create_descriptor(tablet, newborn.encode())
+            outcome = await self._coordination.create_descriptor(tablet, newborn.encode())
+            if outcome is not Cas.WON and await self._coordination.descriptor(tablet) is None:
+                raise Unavailable(
+                    f"table {name!r} was not created: the coordination service did not record tablet {tablet:x}",
+                    reason="coordination",
+                    retry_after_ms=500,
+                )
             tablets.append(TabletRange(tablet, start, end))
         return TableDefinition(table_id, name, schema, tuple(tablets))
 
@@ -148,7 +156,10 @@ class Catalogue:
             return definition
         standing = await self._standing(definition.name)
         if standing is None:
-            raise Unavailable(f"table {definition.name!r} was not created; try again", reason="conflict")
+            raise OutcomeUnknown(
+                f"table {definition.name!r} may still come to stand; look with list_tables, then try again",
+                reason="coordination",
+            )
         return standing
 
     async def _wait_served(self, definition: TableDefinition) -> None:
@@ -188,27 +199,47 @@ class Catalogue:
                 await self._coordination.update_table(name, marked, found[1])
             await self.refresh()
             for tablet in definition.tablets:
-                await self._mark_dropped(tablet.id)
+                before, epoch = await self._mark_dropped(tablet.id)
+                await self._wait_stopped(tablet.id, before, epoch)
             # Authorities and leases of the old epochs end within L by their holders' clocks (R5, R6, R7).
             await asyncio.sleep(self._timing.promise)
             await self._delete(name, definition.id)
             await self.refresh()
             log.info("dropped table %s", name)
 
-    async def _mark_dropped(self, tablet: int) -> None:
+    async def _mark_dropped(self, tablet: int) -> tuple[Descriptor | None, int]:
+        """The descriptor as it stood before the mark, if the mark is new, and the mark's epoch."""
         for _ in range(TRIES_COUNT):
             found = await self._coordination.descriptor(tablet)
             if found is None:
-                return
+                return None, 0
             descriptor = Descriptor.decode(found[0])
             if descriptor.dropped:
-                return
+                return None, descriptor.epoch
             marked = replace(
                 descriptor, epoch=descriptor.epoch + 1, coordinator=None, incarnation=0, dropped=True
             )
             if await self._coordination.swap_descriptor(tablet, marked.encode(), found[1]) is Cas.WON:
-                return
+                return descriptor, marked.epoch
         raise OutcomeUnknown(f"tablet {tablet:x} could not be marked as dropped; drop the table again")
+
+    async def _wait_stopped(self, tablet: int, before: Descriptor | None, epoch: int) -> None:
+        """Until the coordinator, or another member without which it can neither commit nor keep its authority,
+        has seen the mark: one that is cut off from the coordination service would go on otherwise."""
+        if before is None or before.coordinator is None:
+            return
+        members = sorted(m.node for m in before.in_sync)
+        begun = self._clock.now()
+        while self._clock.now() - begun < STOPPED_WAIT_S:
+            stopped = await asyncio.gather(*(self.has_stopped(node, tablet, epoch) for node in members))
+            if any(stopped):
+                return
+            await asyncio.sleep(0.05)
+        raise OutcomeUnknown(
+            f"tablet {tablet:x} is marked as dropped, but none of {', '.join(members)} has confirmed that it stopped; "
+            "drop the table again when they can be reached",
+            reason="not_confirmed",
+        )
 
     async def _delete(self, name: str, table_id: int) -> None:
         for _ in range(TRIES_COUNT):

@@ -55,6 +55,7 @@ class Committer:
         self._node: dict[str, bytes] = {}
         self._forget: list[int] = []
         self._is_scheduled = False
+        self._is_urgent = False
         self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
         self.busy_since: float | None = None  # the commit under way began then
@@ -64,6 +65,7 @@ class Committer:
         """``lazy``: it may wait for the next commit that somebody needs, but not longer than ``APPLY_WAIT_S``."""
         self._dirty[tablet] = source
         if not lazy:
+            self._is_urgent = True
             self._schedule()
         elif self._timer is None:
             self._timer = self._loop.call_later(APPLY_WAIT_S, self._timer_due)
@@ -94,6 +96,8 @@ class Committer:
 
     def _schedule(self) -> None:
         """At the end of this turn of the loop, so that whatever else it makes ready is in the same commit."""
+        if self.is_full and self._timer is not None:
+            return  # a full disk is tried again after a pause
         if not self._is_scheduled and self.busy_since is None and not self._is_closed:
             self._is_scheduled = True
             self._loop.call_soon(self._begin)
@@ -104,7 +108,7 @@ class Committer:
             self._schedule()
 
     def _begin(self) -> None:
-        self._is_scheduled = False
+        self._is_scheduled = self._is_urgent = False
         if self.busy_since is not None or self._is_closed:
             return
         taken = self._take()
@@ -129,10 +133,9 @@ class Committer:
             self._crash(f"commit failed, and a failed write is never retried (rule R14): {error!r}", False)
         else:
             self.is_full = False
-            waiting = dict(self._dirty)
             for source, tablet_batch in taken:
                 source.stored(tablet_batch)
-            if waiting or self._node or self._forget:
+            if self._is_urgent or self._node or self._forget:
                 self._schedule()
 
     def _take(self) -> Taken:

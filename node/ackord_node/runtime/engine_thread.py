@@ -53,7 +53,7 @@ class EngineThread:
             result, error = None, None
             try:
                 result = work()
-            except Exception as raised:
+            except BaseException as raised:  # also what a native library panics with
                 error = raised
             try:
                 self._loop.call_soon_threadsafe(done, result, error)

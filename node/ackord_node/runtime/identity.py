@@ -35,6 +35,7 @@ class Facts:
     node: str | None
     cluster_id: str | None
     tables: dict[str, bytes]
+    table_id_max: int
 
 
 def read_facts(engine: Engine) -> Facts:
@@ -45,7 +46,7 @@ def read_facts(engine: Engine) -> Facts:
         return value.decode() if value is not None else None
 
     tables = unpackb(raw["tables"]) if "tables" in raw else {}
-    return Facts(text("cluster"), text("node"), text("cluster_id"), tables)
+    return Facts(text("cluster"), text("node"), text("cluster_id"), tables, int(text("table_id_max") or "0"))
 
 
 def check_folder(facts: Facts, cluster: str, node: str, folder: str) -> None:
@@ -105,4 +106,9 @@ def load_copy(engine: Engine, tablet: int, meta: CopyMeta) -> StoredCopy:
             first += 1
         if not found:
             break
+    bounds = engine.log_bounds(tablet)
+    if bounds is not None and bounds[1] >= first:
+        raise RecordCorrupt(
+            f"log of tablet {tablet:x}: entry {first} is missing, the log reaches {bounds[1]}"
+        )
     return StoredCopy(tablet, meta, entries, engine.requests(tablet))

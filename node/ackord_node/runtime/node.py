@@ -91,6 +91,7 @@ class Node:
         self.coordination = coordination
         self.observer = observer
         self.transport = transport
+        self.crash = crash
         self.committer = Committer(engine, clock, observer, crash)
         self.catalogue = Catalogue(
             coordination,
@@ -107,6 +108,7 @@ class Node:
             engine, self.committer, clock, observer, settings.timing.confirm_timeout, self._disk_changed
         )
         self.reporter = Reporter(self, ask_peer)
+        self.catalogue.has_stopped = self.reporter.has_stopped
         self.recovery = Recovery(self, ask_peer)
         self.is_stopping = False
         self.refusal: str | None = "starting"  # why nothing is served
@@ -119,10 +121,12 @@ class Node:
         self._coordination_up = False
         self._coordination_event = asyncio.Event()
         self._refresh_wanted = asyncio.Event()
+        self._tables_read = asyncio.Event()
         self._peers_up: set[str] = set()
         self._peers_stopping: set[str] = set()
         self._last_version = 0
         self._tables_stored: bytes = b""
+        self.table_id_max = facts.table_id_max  # of all that ever stood, as far as this node saw (R18)
 
     # ------------------------------------------------------------------------ start and stop
 
@@ -144,6 +148,8 @@ class Node:
             self.coordination.follow(tablet)
         self.spawn(self._keep_catalogue())
         self.spawn(self._tick())
+        self.refusal = "starting: reading which tables there are"
+        await self._tables_read.wait()  # before that, "there is no such table" would be a lie
         self.refusal = None
 
     async def _join(self) -> str:
@@ -209,6 +215,7 @@ class Node:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a task of the node failed", exc_info=task.exception())
+            self.crash(f"a task of the node failed: {task.exception()!r}", False)  # half a node serves nobody
 
     def lock_owner(self) -> bytes:
         return packb([self.name, self.incarnation])
@@ -307,10 +314,12 @@ class Node:
             for tablet in definition.tablets:
                 self.coordination.follow(tablet.id)
                 self._consider(tablet.id)
+        self.table_id_max = max([self.table_id_max] + [t.id for t in self.catalogue.tables.values()])
         stored = packb({name: packb(t.to_wire()) for name, t in sorted(self.catalogue.tables.items())})
         if stored != self._tables_stored:
             self._tables_stored = stored
-            self.committer.put_node({"tables": stored})
+            self.committer.put_node({"tables": stored, "table_id_max": b"%d" % self.table_id_max})
+        self._tables_read.set()
 
     def _consider(self, tablet: int) -> None:
         """Opens the tablet here if this node is one of its replicas."""
@@ -446,9 +455,11 @@ class Node:
         return error_to_wire(Unavailable(reason, reason="no_tablet", retry_after_ms=50, **detail))
 
     def routing(self) -> dict[str, Any]:
+        self._check_started()
         return self.reporter.routing()
 
     def table(self, name: str) -> TableDefinition:
+        self._check_started()
         return self.catalogue.table(name)
 
     def coordinator_of(self, tablet: int) -> str | None:
@@ -466,10 +477,17 @@ class Node:
         self._check_serving()
         await self.catalogue.drop(name)
 
+    def _check_started(self) -> None:
+        """A node that has not started knows of no table: it must not be asked which there are."""
+        if self.refusal is not None:
+            raise Unavailable(f"node {self.name}: {self.refusal}", reason="starting", retry_after_ms=200)
+
     def _check_serving(self) -> None:
-        reason = self.refusal or self.foreign_reason
-        if reason is not None:
-            raise Unavailable(f"node {self.name}: {reason}", reason="starting", retry_after_ms=1000)
+        self._check_started()
+        if self.foreign_reason is not None:
+            raise Unavailable(
+                f"node {self.name}: {self.foreign_reason}", reason="foreign", retry_after_ms=1000
+            )
 
     async def status(self) -> dict[str, Any]:
         return await self.reporter.status()

@@ -18,7 +18,7 @@ from ackord.wire.frames import packb, unpackb
 from ackord.wire.messages import TableDefinition
 from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.types import Descriptor, Member
-from ackord_node.ports import Cas
+from ackord_node.ports import Cas, CoordinationError
 from ackord_node.runtime.catalogue import TABLET_BITS
 from ackord_node.runtime.identity import CLUSTER_FORMAT, read_facts
 
@@ -52,14 +52,34 @@ class Recovery:
         unknown = sorted(set(map(str, request)) - _FIELDS[action])
         if unknown:
             raise InvalidRequest(f"unknown field {unknown[0]!r} for action {action}", field=unknown[0])
+        try:
+            return await self._act(action, request)
+        except CoordinationError as error:
+            raise OutcomeUnknown(
+                f"the coordination service cannot be reached ({error}); nothing is known of what was begun. Look at "
+                "`ackord status`, then say it again"
+            ) from None
+
+    async def _act(self, action: str, request: dict[str, Any]) -> dict[str, Any]:
         if action == "rebuild":
-            return await self._rebuild(request.get("without") or [])
+            return await self._rebuild(self._nodes_named(request.get("without")))
         tablet = request.get("tablet")
         if type(tablet) is not int:
             raise InvalidRequest("tablet must be an integer id, as `ackord status` shows it", field="tablet")
         if action == "inspect":
             return await self._inspect(tablet)
         return await self._force(tablet, request.get("node"), request.get("accept_loss") is True)
+
+    def _nodes_named(self, without: Any) -> list[str]:
+        known = self._node.settings.addresses
+        names = [] if without is None else without
+        if not isinstance(names, list) or any(name not in known for name in names):
+            raise InvalidRequest(
+                f"without must be a list of nodes of this cluster ({', '.join(sorted(known))})",
+                field="without",
+                value=str(without)[:100],
+            )
+        return names
 
     # ------------------------------------------------------------------------------ inventory
 
@@ -89,6 +109,7 @@ class Recovery:
             "cluster": facts.cluster,
             "cluster_id": facts.cluster_id,
             "tables": facts.tables,
+            "table_id_max": facts.table_id_max,
             "copies": copies,
         }
 
@@ -182,6 +203,7 @@ class Recovery:
             await node.coordination.create_table(definition.name, packb(definition.to_wire()))
         highest = max(
             [d.id for d in plan.values()]
+            + [int(a["table_id_max"]) for a in found.values()]
             + [int(t) >> TABLET_BITS for a in found.values() for t in a["copies"]],
             default=0,
         )
@@ -199,9 +221,25 @@ class Recovery:
             raise Unavailable(f"no node knows the descriptor of tablet {tablet}", reason="no_descriptor")
         newest = Descriptor.decode(max(seen, key=lambda c: int(c["descriptor_version"]))["descriptor"])
         complete = {n: c for n, c in copies.items() if not c["filling"]}
+        if not complete:
+            raise Unavailable(f"no node offers a complete copy of tablet {tablet:#x}", reason="no_copy")
         best = max(complete, key=lambda n: (complete[n]["last_epoch"], complete[n]["log_end"], n))
         rebuilt = _only(newest, Member(best, complete[best]["copy_id"]), copies)
-        await self._node.coordination.create_descriptor(tablet, rebuilt.encode())
+        await self._settle_descriptor(
+            tablet, rebuilt.encode(), 1 + max(int(c["descriptor_version"]) for c in copies.values())
+        )
+
+    async def _settle_descriptor(self, tablet: int, data: bytes, version: int) -> None:
+        """Writes the descriptor until it has at least this version. Copies remember the version that they saw
+        before the service was emptied and heed only what is later, so counting must not begin anew (rule R1)."""
+        coordination = self._node.coordination
+        await coordination.create_descriptor(tablet, data)
+        standing = await coordination.descriptor(tablet)
+        while standing is None or standing[0] != data or standing[1] < version:
+            if standing is None:
+                raise OutcomeUnknown(f"the new descriptor of tablet {tablet:#x} is not there; say it again")
+            await coordination.swap_descriptor(tablet, data, standing[1])
+            standing = await coordination.descriptor(tablet)
 
 
 def _plan(found: dict[str, dict[str, Any]]) -> dict[str, TableDefinition]:

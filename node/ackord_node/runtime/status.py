@@ -151,6 +151,14 @@ class Reporter:
             "tables": self._tables(known),
         }
 
+    async def has_stopped(self, name: str, tablet: int, epoch: int) -> bool:
+        """Whether the node's copy of a dropped tablet obeys the mark, or is gone."""
+        local = await self._of(name)
+        if local is None:
+            return False
+        copy = local["copies"].get(str(tablet))
+        return copy is None or copy["promised"] >= epoch
+
     async def _of(self, name: str) -> dict[str, Any] | None:
         if name == self._node.name:
             return self.local()

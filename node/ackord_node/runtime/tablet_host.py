@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from ackord.errors import Error, InvalidRequest, Unavailable
+from ackord.errors import Error, InvalidRequest, OutcomeUnknown, Unavailable
 from ackord.wire.keys import KeySchema
 from ackord.wire.messages import WHOLE_GROUP, error_to_wire
 from ackord_node.core import effects as e
@@ -20,7 +20,16 @@ from ackord_node.core.log import Entry, RecordCorrupt
 from ackord_node.core.messages import Message
 from ackord_node.core.replica import READ_WAIT_S, Replica
 from ackord_node.core.types import Descriptor
-from ackord_node.ports import Cas, Clock, Coordination, CoordinationError, Engine, EngineCorrupt, LockAttempt
+from ackord_node.ports import (
+    Cas,
+    Clock,
+    Coordination,
+    CoordinationError,
+    Engine,
+    EngineCorrupt,
+    EngineFailed,
+    LockAttempt,
+)
 from ackord_node.runtime.committer import Committer, Source
 from ackord_node.runtime.requests import Deferred, Request
 from ackord_node.runtime.scan import Range, page
@@ -53,6 +62,8 @@ class Surroundings(Protocol):
 
     def lock_owner(self) -> bytes: ...
 
+    def crash(self, reason: str, is_void: bool) -> None: ...
+
     def tablet_changed(self, host: TabletHost) -> None: ...
 
 
@@ -81,6 +92,7 @@ class TabletHost(Source):
         self._is_closed = False
         self._queued: list[e.WriteGroup] = []
         self._queued_count = 0
+        self._queued_since = 0.0
         self._snapshots = Snapshots(around.engine, around.committer, self.tablet, replica, self.feed)
         self._role: tuple[int | None, bool] = (None, False)
         self._effects: dict[type, Callable[[Any], None]] = {
@@ -109,6 +121,9 @@ class TabletHost(Source):
         try:
             while self._events:
                 self._step(self._events.popleft())
+        except Exception as error:  # a state that is half changed must not go on
+            log.exception("tablet %x: a step failed", self.tablet)
+            self._around.crash(f"tablet {self.tablet:x}: {error!r}", False)
         finally:
             self._is_stepping = False
         role = (self.replica.state.descriptor_version, self.replica.coordinator is not None)
@@ -120,6 +135,8 @@ class TabletHost(Source):
         try:
             out = self.replica.step(event, self._clock.now())
         except EngineCorrupt as error:
+            if isinstance(event, e.Writes):
+                self._in_doubt(event)
             self._events.append(e.Corrupted(str(error)))
             return
         for effect in out:
@@ -130,7 +147,19 @@ class TabletHost(Source):
             if self.replica.has_announcement and not self._events:
                 self._events.append(e.Announce())
 
+    def _in_doubt(self, event: e.Writes) -> None:
+        unknown = error_to_wire(OutcomeUnknown("the coordinator's stored data is damaged", reason="damaged"))
+        for group in event.groups:
+            _refuse(group, unknown)
+
     def tick(self, now: float) -> None:
+        if (
+            self._queued
+            and now - self._queued_since > self.replica.state.config.limits.request_wait_ms / 1000
+        ):
+            groups, self._queued, self._queued_count = self._queued, [], 0
+            for group in groups:
+                _refuse(group, self._overloaded())
         if self.replica.wake_at <= now:
             self.feed(e.Tick())
 
@@ -154,6 +183,9 @@ class TabletHost(Source):
         except EngineCorrupt as error:
             self.feed(e.Corrupted(str(error)))
             found = None
+        except EngineFailed as error:
+            self._around.crash(f"a read failed (rule R14): {error}", False)
+            return
         if found is None:
             respond([rid, WHOLE_GROUP, self._elsewhere("no_lease")])
             return
@@ -190,6 +222,9 @@ class TabletHost(Source):
             self.feed(e.Corrupted(str(error)))
             respond([rid, WHOLE_GROUP, self._elsewhere("no_lease")])
             return
+        except EngineFailed as error:
+            self._around.crash(f"a read failed (rule R14): {error}", False)
+            return
         respond([rid, None, [[rows, exhausted]]])
 
     def write(self, group: list[Any], respond: Respond) -> None:
@@ -214,6 +249,8 @@ class TabletHost(Source):
             request = Request(rid, respond)
         self._queued.append(e.WriteGroup(request, client, registered, floor, ops))
         self._queued_count += len(ops)
+        if len(self._queued) == 1:
+            self._queued_since = self._clock.now()
 
     def _bad_keys(self, ops: list[list[Any]]) -> dict[int, list[Any]]:
         d, is_valid = self.replica.state.descriptor, self._schema.is_valid
@@ -236,9 +273,9 @@ class TabletHost(Source):
             self._flush_writes()
 
     def _flush_writes(self) -> None:
-        s = self.replica.state
-        is_full = self.replica.coordinator is not None and s.log.end - s.commit >= PIPELINE_ENTRIES
-        if is_full:
+        s, c = self.replica.state, self.replica.coordinator
+        is_full = c is not None and s.log.end - s.commit >= PIPELINE_ENTRIES
+        if is_full and c is not None and c.membership.write_refusal() is None:
             return
         groups, self._queued, self._queued_count = self._queued, [], 0
         self.feed(e.Writes(groups, self._clock.wall_ms()))
@@ -312,6 +349,11 @@ class TabletHost(Source):
     def close(self) -> None:
         self._is_closed = True
         self._snapshots.close_all()
+
+
+def _refuse(group: e.WriteGroup, error: list[Any]) -> None:
+    request: Any = group.request  # opaque to the core; here it is a Request or a _Subset
+    request.answer(None, [error] * len(group.ops))
 
 
 class _Subset:

@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ackord.errors import Error, InvalidRequest
+from ackord.errors import Error, InvalidRequest, Unavailable
 from ackord.wire.messages import error_to_wire
 from ackord_node.server.bodies import BodyRefused, answer
 
@@ -85,6 +85,9 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
         return error_response(request, error)
     except web.HTTPException as error:
         return _http_error(request, error)
+    except ConnectionError:  # nobody hears this; aiohttp needs an answer to end with
+        log.info("%s went away before %s %s was answered", request.remote, request.method, request.path)
+        return error_response(request, Unavailable("the client went away"))
     except Exception:
         log.exception("a bug while answering %s %s", request.method, request.path)
         return error_response(request, Error("internal error; the node's log has the details"))
