@@ -25,8 +25,9 @@ from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.types import LogLimits, Timing
 from ackord_node.ports import Batch, EngineCorrupt, EngineError
 from ackord_node.runtime.identity import IdentityError, check_folder, read_facts
-from ackord_node.runtime.node import Node, NodeSettings
+from ackord_node.runtime.node import Node
 from ackord_node.runtime.recovery import INVENTORY_PATH
+from ackord_node.runtime.settings import NodeSettings
 from ackord_node.runtime.status import LOCAL_STATUS_PATH
 from ackord_node.server.app_factory import build_app, make_runner
 from ackord_node.server.bodies import answer

@@ -248,9 +248,9 @@ async def _all_full(
         assert time.monotonic() < deadline, "writes are still taken"
     print(f"all disks full: {text}")
     assert "full" in text or "min_in_sync" in text
-    for name, replica in zip(NAMES, replicas, strict=True):
-        row = await replica.table("t").get((0, 0), timeout=3)
-        assert row is not None, f"{name} cannot read"
+    for writer, acks in enumerate(writers.acks):
+        row = await table.get((writer, acks[0][0]), timeout=3)
+        assert row is not None and row.version == acks[0][1]
     for disk in disks.values():
         (disk / "filler").unlink()
     started = time.monotonic()

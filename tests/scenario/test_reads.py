@@ -63,6 +63,24 @@ def test_a_lease_counts_from_the_holders_own_request() -> None:
     well(c)
 
 
+def test_authority_counts_from_the_beacons_sending() -> None:
+    """Rule R5: a confirmation that was long on its way is worth that much less."""
+    c = formed()
+    c.run(0.3)
+    leader = c.leader()
+    coordinator = leader.core.coordinator
+    assert coordinator is not None
+    c.hold = lambda a, b, message: message[0] == m.BEACON_CONFIRM
+    c.run(0.6)
+    sent = max(h[3][4] for h in c.held)
+    c.run(0.3)
+    assert c.release_held(lambda a, b, message: message[4] <= sent) > 1
+    c.run(0.001)
+    assert coordinator.authority() <= sent + c.profile.timing.lease + 1e-6
+    c.held.clear()
+    well(c)
+
+
 def test_a_grant_never_outlasts_the_grantors_authority() -> None:
     """Rule R6: another member's last confirmed beacon bounds what the coordinator may give."""
     c = formed()

@@ -155,9 +155,6 @@ MUTANTS = [
     mutant("read_at_commit_not_end", "R12", (Reads, "wait", "self._s.log.end", "self._s.commit")),
     mutant("serve_before_tail", "R8", (Coordinator, "may_answer", "and self._s.commit >= self.start", "")),
     mutant(
-        "commit_ignores_copy_id", "R3", (Coordinator, "_try_commit", "and p.copy_id == member.copy_id", "")
-    ),
-    mutant(
         "join_without_promise",
         "R10",
         (Membership, "_learner", "and p.authority >= max(now, outstanding)", ""),
@@ -229,6 +226,7 @@ MUTANTS = [
         "rolled_back_stays",
         "R13",
         (Coordinator, "beacon_confirm", "if end < p.confirmed and sent_at > p.confirmed_at:", "if False:"),
+        (Coordinator, "mismatch", "self.membership.expel(", "(lambda p, why: None)("),
     ),
     mutant(
         "rolled_back_coordinates",

@@ -44,7 +44,7 @@ class LoopLag:
         await asyncio.gather(self._task, return_exceptions=True)
 
 
-class _Running:
+class Running:
     """Tasks that run while the ``async with`` block is under way; what they raise ends the test."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class _Running:
                     raise end
 
 
-class Writers(_Running):
+class Writers(Running):
     """Unique rows from many writers. ``table`` has the key (writer: int, n: int)."""
 
     def __init__(
@@ -162,7 +162,7 @@ class Writers(_Running):
             assert not surplus, f"rows that were certainly not written: {sorted(surplus)[:10]}"
 
 
-class Watchers(_Running):
+class Watchers(Running):
     """One writer counts a row up; each reader asks a store in turn and checks that it never sees less than what was
     acknowledged before it asked."""
 

@@ -366,11 +366,12 @@ class Cluster:
                 if wanted and pair not in self._open:
                     self._generation += 1
                     self._open[pair] = self._generation
-                    self.at_node(source, lambda s=source, p=pair: self._tell_link(s, p), self.delay())  # type: ignore[misc]
+                    self._tell_later(source, pair, self.delay())
                 elif not wanted and self._open.pop(pair, None) is not None:
-                    self.at_node(
-                        source, lambda s=source, p=pair: self._tell_link(s, p), self.rng.uniform(0, 0.2)
-                    )  # type: ignore[misc]
+                    self._tell_later(source, pair, self.rng.uniform(0, 0.2))
+
+    def _tell_later(self, source: Node, pair: tuple[str, str], delay: float) -> None:
+        self.at_node(source, lambda: self._tell_link(source, pair), delay)
 
     def _tell_link(self, source: Node, pair: tuple[str, str]) -> None:
         if pair in self._open:

@@ -24,7 +24,7 @@ class Service:
         self._sessions = 0
         self.under_way: list[Descriptor] = []  # compare-and-sets that may still be applied
         self.history = [descriptor]
-        self.swap_filter = lambda node, descriptor: (
+        self.swap_filter: Callable[[Node, Descriptor], str] = lambda node, descriptor: (
             "normal"
         )  # scenarios: normal, lost, late, answer_lost, unsent
         self.held: list[tuple[Node, Descriptor, int]] = []

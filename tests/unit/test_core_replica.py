@@ -100,6 +100,47 @@ def test_a_committed_entry_is_never_cut() -> None:
     assert any(isinstance(x, e.Note) and x.level == "error" for x in effects)
 
 
+def test_the_commit_point_moves_only_over_what_was_matched_in_this_epoch() -> None:
+    r = replica(CopyMeta(2, promised=2), [entry(1, 2), entry(2, 2)])
+    r.step(e.Received("n1", 11, [m.BEACON, TABLET, 3, 0.5, 2, 2, -1.0, 0.0, 0, 0]), 1.0)
+    r.step(e.Received("n1", 11, [m.COMMIT, TABLET, 3, 2]), 1.0)
+    assert r.state.commit == 0
+    r.step(append(3, 1, 2, 2, []), 1.1)
+    assert r.state.commit == 1
+
+
+def test_a_prefix_that_differs_is_refused() -> None:
+    r = replica(CopyMeta(2, promised=2), [entry(1, 2), entry(2, 2)])
+    r.step(append(3, 2, 3, 0, [entry(3, 3)]), 1.0)
+    assert r.state.log.end == 2
+    store(r, 1.1)
+    effects = r.step(append(3, 2, 3, 0, [entry(3, 3)]), 1.2)
+    assert sends(effects, m.MISMATCH) == [[m.MISMATCH, TABLET, 3, 2, 2, 0]]
+
+
+def test_a_suspect_candidate_that_hears_a_coordinator_keeps_its_promise() -> None:
+    """Rules R7 and R13: it asked the members; meanwhile it promised not to take over."""
+    r = replica(CopyMeta(2, promised=3, suspect=True), [entry(1, 3)])
+    r.step(e.CoordinationSeen(True), 2.0)
+    r.step(e.DescriptorSeen(DESCRIPTOR, 4), 2.0)
+    r.step(e.LockSeen("n2", True), 2.1)
+    assert r.takeover.stage.value == "inquiring"
+    r.step(e.Received("n1", 11, [m.BEACON, TABLET, 3, 0.5, 1, 1, -1.0, 0.0, 0, 0]), 2.2)
+    effects = r.step(e.Received("n1", 11, [m.INQUIRE_ANSWER, TABLET, 3, 1, 22, 3, 1, 1, 0]), 2.3)
+    assert not any(isinstance(x, e.Swap) for x in effects)
+    assert any(isinstance(x, e.ReleaseLock) for x in effects)
+
+
+def test_a_suspect_candidate_that_gets_no_answers_gives_the_lock_back() -> None:
+    r = replica(CopyMeta(2, promised=3, suspect=True), [entry(1, 3)])
+    r.step(e.CoordinationSeen(True), 2.0)
+    r.step(e.DescriptorSeen(DESCRIPTOR, 4), 2.0)
+    r.step(e.LockSeen("n2", True), 2.1)
+    effects = [x for at in range(8) for x in r.step(e.Tick(), 2.2 + 0.25 * at)]
+    assert any(isinstance(x, e.ReleaseLock) for x in effects)
+    assert r.takeover.stage.value == "idle"
+
+
 def test_a_cut_while_a_batch_is_under_way_is_not_taken_for_durable() -> None:
     r = replica(CopyMeta(2))
     r.step(append(3, 0, 0, 0, [entry(1, 3), entry(2, 3)]), 1.0)

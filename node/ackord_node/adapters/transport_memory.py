@@ -128,6 +128,9 @@ class MemoryPeerTransport:
         self._incarnation = 0
         self._links: dict[str, _MemoryLink] = {}
 
+    def set_cluster_id(self, cluster_id: str) -> None:
+        """Nothing to check: a network in memory belongs to one cluster."""
+
     async def start(self, listener: PeerListener, incarnation: int) -> None:
         self._listener = listener
         self._incarnation = incarnation

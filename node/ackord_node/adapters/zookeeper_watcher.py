@@ -22,8 +22,8 @@ from ackord_node.adapters.zookeeper_session import GuardedSession
 from ackord_node.ports import Clock, CoordinationError
 
 BATCH_MAX = 64  # znodes read at once after a watch or a reconnect
-SLICE = 32  # znodes polled at once
-POLLED_MAX = 128  # znodes polled in one interval: two for each of 64 tablets
+SLICE = 16  # znodes polled at once
+POLLED_MAX = 64  # znodes polled in one interval: two for each of 32 tablets
 RETRY_S = 0.1
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class ZnodeWatcher:
         return batch
 
     def _next_slice(self) -> list[_Watched]:
-        interval_s = max(0.3, self._session.timeout_s / 6)
+        interval_s = max(0.5, self._session.timeout_s / 3)
         slices = max(1, -(-min(len(self._watched), POLLED_MAX) // SLICE))
         self._poll_at_s = self._clock.now() + interval_s / slices
         polled: list[_Watched] = []

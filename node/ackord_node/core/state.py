@@ -65,27 +65,7 @@ class TabletState:
         self.rows = rows
         self.out: list[Effect] = []
         self._new_copy_id = new_copy_id
-        # -- the copy
-        self.copy_id = meta.copy_id
-        self.copy_is_stored = not copy.is_new  # its copy_id is on disk, so that it may be named anywhere
-        self.suspect = meta.suspect
-        self.filling = meta.filling
-        self.recovered = meta.recovered
-        # The entries bring their own runs; those of the metadata may describe them already.
-        self.log = Log(meta.trimmed, [run for run in meta.runs if run[0] <= meta.applied])
-        self.log.first = meta.applied + 1
-        self.log.entries = []
-        self.overlay = Overlay()
-        self.requests = RequestTable(meta.collected_below)
-        self.requests.load(copy.requests)
-        self.applied = self.commit = meta.applied
-        self.last_version = meta.last_version
-        for entry in copy.entries:
-            self.log.append(entry)
-            self.overlay.appended(entry)
-            self.last_version = entry.last_version
-        self.durable = self.log.end
-        self.applied_version = meta.last_version
+        self._load(copy)
         # -- promises
         self.promised = self.promised_durable = meta.promised
         self.promise_until = now if copy.is_new else now + config.timing.promise  # rule R7: after a restart
@@ -122,6 +102,30 @@ class TabletState:
         self._fill_requests: list[tuple[int, bytes, bytes | None]] = []
         if meta.filling:
             self.discard_copy(filling=False)
+
+    def _load(self, copy: StoredCopy) -> None:
+        """Takes the copy as stored: state, log, requests."""
+        meta = copy.meta
+        self.copy_id = meta.copy_id
+        self.copy_is_stored = not copy.is_new  # its copy_id is on disk, so that it may be named anywhere
+        self.suspect = meta.suspect
+        self.filling = meta.filling
+        self.recovered = meta.recovered
+        # The entries bring their own runs; those of the metadata may describe them already.
+        self.log = Log(meta.trimmed, [run for run in meta.runs if run[0] <= meta.applied])
+        self.log.first = meta.applied + 1
+        self.log.entries = []
+        self.overlay = Overlay()
+        self.requests = RequestTable(meta.collected_below)
+        self.requests.load(copy.requests)
+        self.applied = self.commit = meta.applied
+        self.last_version = meta.last_version
+        for entry in copy.entries:
+            self.log.append(entry)
+            self.overlay.appended(entry)
+            self.last_version = entry.last_version
+        self.durable = self.log.end
+        self.applied_version = meta.last_version
 
     # ------------------------------------------------------------------------------ shorthands
 

@@ -10,13 +10,11 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ackord.errors import InvalidRequest, Unavailable
 from ackord.wire.frames import packb, unpackb
 from ackord.wire.keys import KeySchema
-from ackord.wire.limits import Limits
 from ackord.wire.messages import OP_GET, OP_SCAN, OP_WRITE, WHOLE_GROUP, TableDefinition, error_to_wire
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
@@ -24,7 +22,7 @@ from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.log import RecordCorrupt
 from ackord_node.core.replica import Replica
 from ackord_node.core.state import CoreConfig, StoredCopy
-from ackord_node.core.types import Descriptor, LogLimits, Timing
+from ackord_node.core.types import Descriptor
 from ackord_node.ports import (
     Clock,
     Coordination,
@@ -41,6 +39,7 @@ from ackord_node.runtime.observer import Observer
 from ackord_node.runtime.recovery import Recovery
 from ackord_node.runtime.scan import Range
 from ackord_node.runtime.service import Respond
+from ackord_node.runtime.settings import NodeSettings
 from ackord_node.runtime.status import Reporter
 from ackord_node.runtime.tablet_host import EngineRows, TabletHost
 
@@ -51,20 +50,6 @@ STOP_WAIT_S = 6.0  # a planned stop waits so long for its hand-overs
 LONE_STOP_WAIT_S = 0.5  # with nobody left to take over: time for what is under way
 WAIT_LOG_S = 5.0
 CATALOGUE_RETRY_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSettings:
-    """What the runtime needs to know of cluster.yaml."""
-
-    name: str
-    cluster: str
-    addresses: dict[str, str]  # node -> "http://host:port"
-    replicas_count: int
-    min_in_sync: int
-    timing: Timing
-    log_limits: LogLimits
-    limits: Limits
 
 
 class Node:
@@ -499,4 +484,4 @@ class Node:
         return await self.recovery.run(request)
 
 
-__all__ = ["IdentityError", "Node", "NodeSettings"]
+__all__ = ["IdentityError", "Node"]

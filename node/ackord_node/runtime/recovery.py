@@ -219,27 +219,16 @@ class Recovery:
         seen = [c for c in copies.values() if c["descriptor"] is not None]
         if not seen:
             raise Unavailable(f"no node knows the descriptor of tablet {tablet}", reason="no_descriptor")
-        newest = Descriptor.decode(max(seen, key=lambda c: int(c["descriptor_version"]))["descriptor"])
+        known = [(Descriptor.decode(c["descriptor"]), int(c["descriptor_version"])) for c in seen]
+        newest = max(known, key=lambda k: (k[0].epoch, k[1]))[0]
         complete = {n: c for n, c in copies.items() if not c["filling"]}
         if not complete:
             raise Unavailable(f"no node offers a complete copy of tablet {tablet:#x}", reason="no_copy")
         best = max(complete, key=lambda n: (complete[n]["last_epoch"], complete[n]["log_end"], n))
         rebuilt = _only(newest, Member(best, complete[best]["copy_id"]), copies)
-        await self._settle_descriptor(
-            tablet, rebuilt.encode(), 1 + max(int(c["descriptor_version"]) for c in copies.values())
-        )
-
-    async def _settle_descriptor(self, tablet: int, data: bytes, version: int) -> None:
-        """Writes the descriptor until it has at least this version. Copies remember the version that they saw
-        before the service was emptied and heed only what is later, so counting must not begin anew (rule R1)."""
-        coordination = self._node.coordination
-        await coordination.create_descriptor(tablet, data)
-        standing = await coordination.descriptor(tablet)
-        while standing is None or standing[0] != data or standing[1] < version:
-            if standing is None:
-                raise OutcomeUnknown(f"the new descriptor of tablet {tablet:#x} is not there; say it again")
-            await coordination.swap_descriptor(tablet, data, standing[1])
-            standing = await coordination.descriptor(tablet)
+        created = await self._node.coordination.create_descriptor(tablet, rebuilt.encode())
+        if created is Cas.UNKNOWN:
+            raise OutcomeUnknown(f"the new descriptor of tablet {tablet:#x} may not be there; say it again")
 
 
 def _plan(found: dict[str, dict[str, Any]]) -> dict[str, TableDefinition]:
