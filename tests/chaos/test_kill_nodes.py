@@ -1,8 +1,9 @@
 """Kills, pauses and stops random nodes under load, then checks every answer that was given (`make chaos`).
 
-Three workloads at once: unique rows (nothing acknowledged is lost, versions rise), counters (each acknowledged increment
-counts exactly once, R16 across retries and takeovers) and registers under ``if_version`` (a chain of versions that never
-branches). ACKORD_CHAOS_SECONDS (60) says for how long, ACKORD_CHAOS_SEED which faults; the seed is printed.
+Three workloads at once: unique rows (nothing acknowledged is lost, versions rise), counters (each acknowledged
+increment counts exactly once, R16 across retries and takeovers) and registers under ``if_version`` (a chain of
+versions that never branches). ACKORD_CHAOS_SECONDS (60) says for how long, ACKORD_CHAOS_SEED which faults; the seed
+is printed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pytest
 
 import ackord
 from tests.support.cluster import RealCluster
-from tests.support.cluster_load import Writers, Running
+from tests.support.cluster_load import Running, Writers
 
 pytestmark = pytest.mark.chaos
 
@@ -113,7 +114,9 @@ class Registers(Running):
                 row = await store.table(self._table.name).get(4 * register + 1)
                 latest = max(links.values(), default=0)
                 version = 0 if row is None else row.version
-                assert version >= latest, f"register {register}: acknowledged {latest} is gone, found {version}"
+                assert version >= latest, (
+                    f"register {register}: acknowledged {latest} is gone, found {version}"
+                )
                 if version > latest:
                     assert self.unknown[register], f"register {register}: {version} was never acknowledged"
 
@@ -127,20 +130,28 @@ class Faults:
         self.done: list[str] = []
 
     async def run(self, until: float) -> None:
-        kinds: list[Callable[[], Coroutine[Any, Any, None]]] = [self._kill, self._pause, self._stop, self._kill_two]
+        kinds: list[Callable[[], Coroutine[Any, Any, None]]] = [
+            self._kill,
+            self._pause,
+            self._stop,
+            self._kill_two,
+            self._lose_disk,
+            self._stop_zookeeper,
+        ]
         while time.monotonic() < until:
             await asyncio.sleep(self._rng.uniform(0.5, 3))
             await self._rng.choice(kinds)()
             if self._rng.random() < 0.7:  # else the next fault meets a cluster that is not whole yet
                 await self._wait_whole(until)
 
-    async def _wait_whole(self, until: float) -> None:
-        left_s = until - time.monotonic()
-        if left_s > 0:
-            try:
-                await asyncio.to_thread(self._cluster.wait_in_sync, "unique", min(left_s, 15))
-            except AssertionError:
-                return  # the end of the run has its own, longer wait
+    async def _wait_whole(self, until: float) -> bool:
+        try:
+            for name in ("unique", "shared"):
+                left_s = min(until - time.monotonic(), 15)
+                await asyncio.to_thread(self._cluster.wait_in_sync, name, left_s)
+        except AssertionError:
+            return False  # the end of the run has its own, longer wait
+        return True
 
     def _note(self, text: str) -> str:
         self.done.append(text)
@@ -167,6 +178,24 @@ class Faults:
         for node in (first, second):
             await asyncio.sleep(self._rng.uniform(0, 1))
             node.start()
+
+    async def _lose_disk(self) -> None:
+        """Only of a whole cluster: at the minimum, a second lost disk would rightly lose data."""
+        if not await self._wait_whole(time.monotonic() + 15):
+            return
+        node = self._node()
+        self._note(f"lose the disk of {node.name}")
+        node.kill()
+        await asyncio.to_thread(node.wait_exit)
+        node.wipe()
+        node.start()
+        await self._wait_whole(time.monotonic() + HEAL_S)
+
+    async def _stop_zookeeper(self) -> None:
+        self._note("stop ZooKeeper")
+        await asyncio.to_thread(self._cluster.zookeeper.kill)
+        await asyncio.sleep(self._rng.uniform(0, 6))
+        await asyncio.to_thread(self._cluster.zookeeper.start)
 
     async def _pause(self) -> None:
         node = self._node()

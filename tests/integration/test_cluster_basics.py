@@ -16,7 +16,7 @@ from yarl import URL
 import ackord
 from tests.support.cluster import RealCluster
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("cluster")]
 
 SPLIT_AT = [10, 20, 30, 40, 50]
 
@@ -117,7 +117,15 @@ async def test_every_operation_and_condition(store: ackord.Store) -> None:
         await table.update(key, {"state": "paid"}, if_exists=True)
     assert missing.value.current is None
 
-    values = {"a": None, "b": True, "c": -(2**63), "d": 1.5, "e": "zoë", "f": b"\x00\xff", "g": [1, {"h": [b""]}]}
+    values = {
+        "a": None,
+        "b": True,
+        "c": -(2**63),
+        "d": 1.5,
+        "e": "zoë",
+        "f": b"\x00\xff",
+        "g": [1, {"h": [b""]}],
+    }
     first = await table.put(key, values, if_absent=True)
     row = await table.get(key)
     assert row is not None and row.version == first and dict(row) == values
@@ -125,11 +133,20 @@ async def test_every_operation_and_condition(store: ackord.Store) -> None:
         await table.put(key, {}, if_absent=True)
     assert present.value.current == row
 
-    second = await table.update(key, {"b": False}, delete=["a", "c"], increment={"tries": 2}, if_version=first)
+    second = await table.update(
+        key, {"b": False}, delete=["a", "c"], increment={"tries": 2}, if_version=first
+    )
     assert second > first
     row = await table.get(key)
     assert row is not None and row.version == second
-    assert dict(row) == {"b": False, "d": 1.5, "e": "zoë", "f": b"\x00\xff", "g": [1, {"h": [b""]}], "tries": 2}
+    assert dict(row) == {
+        "b": False,
+        "d": 1.5,
+        "e": "zoë",
+        "f": b"\x00\xff",
+        "g": [1, {"h": [b""]}],
+        "tries": 2,
+    }
     with pytest.raises(ackord.Conflict) as stale:
         await table.delete(key, if_version=first)
     assert stale.value.current == row
@@ -209,7 +226,12 @@ async def test_every_node_answers_every_json_request(
         for who, n in keys:
             # the path as it stands, percent-encoded, as curl would send it
             path = f"{node.url}/v1/tables/{table.name}/rows/{_quoted(who)}/{n}"
-            columns = {"node": node.name, "raw": {"$bytes": "AP8="}, "big": 2**63 - 1, "nan": {"$float": "NaN"}}
+            columns = {
+                "node": node.name,
+                "raw": {"$bytes": "AP8="},
+                "big": 2**63 - 1,
+                "nan": {"$float": "NaN"},
+            }
             written = await _json(http, "PUT", path, 200, columns)
             read = await _json(http, "GET", path, 200)
             assert read == {"key": [who, n], "version": written["version"], "columns": columns}
@@ -257,6 +279,7 @@ async def test_an_idempotency_key_makes_a_retry_harmless_on_any_node(
     assert answers[0] == answers[1] == answers[2]
     row = await table.get(1)
     assert row is not None and dict(row) == {"n": 1}
+    url = f"{cluster['n1'].url}/v1/tables/{table.name}/rows/1"
     bad = await _json(http, "PATCH", url, 400, {"increment": {"n": 1}}, {"Idempotency-Key": "mine"})
     assert "UUIDv7" in bad["error"]["message"]
 
@@ -264,7 +287,9 @@ async def test_an_idempotency_key_makes_a_retry_harmless_on_any_node(
 # ----------------------------------------------------------------------------------- restarts
 
 
-async def test_the_data_outlives_planned_stops_and_kills_of_all(cluster: RealCluster, store: ackord.Store) -> None:
+async def test_the_data_outlives_planned_stops_and_kills_of_all(
+    cluster: RealCluster, store: ackord.Store
+) -> None:
     table = await new_table(store, {"n": int}, SPLIT_AT)
     for end in ("stop", "kill"):
         versions = await table.write_many([ackord.Put(n, {"n": n, "end": end}) for n in range(60)])

@@ -20,7 +20,7 @@ import ackord
 from tests.support.cluster import RealCluster
 from tests.support.cluster_load import SPLIT_AT, Writers
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("cluster")]
 
 HANDED_OVER_GAP_S = 5.0
 EXIT_CRASHED = 70
@@ -68,7 +68,9 @@ async def test_emptied_data_folders_are_refilled(cluster: RealCluster) -> None:
             node.start()
             await asyncio.to_thread(cluster.wait_ready)
             back_s = await asyncio.to_thread(cluster.wait_in_sync, "t")
-        print(f"emptied folder: in sync {back_s:.1f} s after it was ready, {writers.longest_gap():.2f} s without a write")
+        print(
+            f"emptied folder: in sync {back_s:.1f} s after it was ready, {writers.longest_gap():.2f} s without a write"
+        )
         assert writers.failures == []
         await writers.verify(replicas)
 
@@ -137,7 +139,9 @@ async def test_force_makes_the_copy_that_is_left_the_tablet(cluster: RealCluster
 
         status, answer = await recover(cluster, "n1", action="force", tablet=tablet, node="n1")
         assert status == 400 and "acknowledged write after version" in answer["error"]["message"], answer
-        status, answer = await recover(cluster, "n1", action="force", tablet=tablet, node="n1", accept_loss=True)
+        status, answer = await recover(
+            cluster, "n1", action="force", tablet=tablet, node="n1", accept_loss=True
+        )
         assert status == 200, answer
         assert "n2, n3" in answer["may_be_lost"]
         await asyncio.to_thread(cluster.wait_ready)
@@ -198,7 +202,7 @@ def fill(disk: Path) -> None:
 
 
 async def test_full_disks(small_disks: dict[str, Path]) -> None:
-    settings = dict.fromkeys(NAMES, {"disk_reserve_mib": RESERVE_MIB})
+    settings = {name: {"disk_reserve_mib": RESERVE_MIB} for name in NAMES}
     data = {name: disk / "data" for name, disk in small_disks.items()}
     with RealCluster(node_settings=settings, data=data) as cluster:
         async with stores_of(cluster) as (store, replicas):
@@ -232,14 +236,14 @@ async def _all_full(
     for disk in disks.values():
         await asyncio.to_thread(fill, disk)
     deadline = time.monotonic() + 15
-    refused = 0
+    refused, text = 0, ""
     probe: dict[tuple[int, int], bool] = {}
     while refused < 12:
         key = (len(probe) % 64, -1 - len(probe))
         try:
             await table.put(key, {"probe": True}, timeout=0.5)
             probe[key] = True
-            refused = 0
+            refused, text = 0, ""
         except ackord.Error as error:
             probe[key] = False
             writers.unknown.add(key)

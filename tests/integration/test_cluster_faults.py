@@ -7,6 +7,7 @@ Bounds are those that the issue gives for session_timeout_ms 3000 and lease_ms 1
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +19,7 @@ import ackord
 from tests.support.cluster import RealCluster
 from tests.support.cluster_load import SPLIT_AT, Watchers, Writers
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("cluster")]
 
 COORDINATOR_GAP_S = 5.0  # a killed or hanging coordinator's own tablets
 MEMBER_GAP_S = 3.0  # the in-sync set has shrunk
@@ -58,7 +59,9 @@ async def replicas(cluster: RealCluster) -> AsyncIterator[dict[str, ackord.Store
         }
 
 
-async def new_table(cluster: RealCluster, store: ackord.Store, split_at: tuple[int, ...] = SPLIT_AT) -> ackord.Table:
+async def new_table(
+    cluster: RealCluster, store: ackord.Store, split_at: tuple[int, ...] = SPLIT_AT
+) -> ackord.Table:
     name = f"t{uuid.uuid4().hex[:8]}"
     await store.create_table(name, {"writer": int, "n": int}, split_at=split_at)
     await asyncio.to_thread(cluster.wait_in_sync, name)
@@ -96,8 +99,10 @@ async def test_kill_of_a_coordinator(
         await asyncio.sleep(7)
     own, rest = writers.longest_gap(its), writers.longest_gap(others)
     healed_s = await heal(cluster, table)
-    print(f"kill of a coordinator: own tablets {own:.2f} s, others {rest:.2f} s without a write,"
-          f" back in sync after {healed_s:.1f} s, {writers.rate:.0f} writes/s, lag {writers.lag.longest_s:.2f} s")
+    print(
+        f"kill of a coordinator: own tablets {own:.2f} s, others {rest:.2f} s without a write,"
+        f" back in sync after {healed_s:.1f} s, {writers.rate:.0f} writes/s, lag {writers.lag.longest_s:.2f} s"
+    )
     assert writers.failures == []
     await writers.verify(replicas.values())
     assert own <= COORDINATOR_GAP_S
@@ -115,8 +120,10 @@ async def test_kill_of_a_plain_member(
         await asyncio.sleep(5)
     gap = writers.longest_gap()
     healed_s = await heal(cluster, table)
-    print(f"kill of a member: {gap:.2f} s without a write, back in sync after {healed_s:.1f} s,"
-          f" lag {writers.lag.longest_s:.2f} s")
+    print(
+        f"kill of a member: {gap:.2f} s without a write, back in sync after {healed_s:.1f} s,"
+        f" lag {writers.lag.longest_s:.2f} s"
+    )
     assert writers.failures == []
     await writers.verify(replicas.values())
     assert gap <= MEMBER_GAP_S
@@ -137,8 +144,10 @@ async def test_planned_stop_of_a_coordinator(
         await asyncio.sleep(2)
     gap, reads_gap = writers.longest_gap(), _longest(watchers.reads[0])
     lag_s = max(writers.lag.longest_s, watchers.lag.longest_s)
-    print(f"planned stop: {gap * 1000:.0f} ms without a write, {reads_gap * 1000:.0f} ms without a read, took"
-          f" {took_s:.1f} s, {writers.rate:.0f} writes/s, lag {lag_s * 1000:.0f} ms")
+    print(
+        f"planned stop: {gap * 1000:.0f} ms without a write, {reads_gap * 1000:.0f} ms without a read, took"
+        f" {took_s:.1f} s, {writers.rate:.0f} writes/s, lag {lag_s * 1000:.0f} ms"
+    )
     assert code == 0
     assert (writers.failures, watchers.failures, watchers.stale) == ([], [], [])
     await heal(cluster, table)
@@ -170,8 +179,10 @@ async def test_a_paused_node_serves_nothing_stale_and_comes_back(
             await asyncio.sleep(2)
     back_s = await asyncio.to_thread(cluster.wait_in_sync, table.name)
     gap = writers.longest_gap()
-    print(f"paused {role}: {gap:.2f} s without a write, {served_s:.2f} s after SIGCONT it reads again,"
-          f" in sync {back_s:.1f} s later, lag {writers.lag.longest_s:.2f} s")
+    print(
+        f"paused {role}: {gap:.2f} s without a write, {served_s:.2f} s after SIGCONT it reads again,"
+        f" in sync {back_s:.1f} s later, lag {writers.lag.longest_s:.2f} s"
+    )
     assert watchers.stale == []
     assert (writers.failures, watchers.failures) == ([], [])
     assert gap <= allowed_s
@@ -197,8 +208,10 @@ async def test_zookeeper_away_under_load(
     finally:
         await asyncio.to_thread(cluster.zookeeper.start)
     gap, reads_gap = writers.longest_gap(), max(map(_longest, watchers.reads))
-    print(f"ZooKeeper away for {away_s:.1f} s: {gap * 1000:.0f} ms without a write, {reads_gap * 1000:.0f} ms without"
-          f" a read, lag {writers.lag.longest_s * 1000:.0f} ms")
+    print(
+        f"ZooKeeper away for {away_s:.1f} s: {gap * 1000:.0f} ms without a write, {reads_gap * 1000:.0f} ms without"
+        f" a read, lag {writers.lag.longest_s * 1000:.0f} ms"
+    )
     assert (writers.failures, watchers.failures, watchers.stale) == ([], [], [])
     assert gap <= 0.5 + writers.lag.longest_s
     assert reads_gap <= 0.5 + writers.lag.longest_s
@@ -208,4 +221,4 @@ async def test_zookeeper_away_under_load(
 
 
 def _longest(times: list[float]) -> float:
-    return max(after - before for before, after in zip(times, times[1:], strict=False))
+    return max(after - before for before, after in itertools.pairwise(times))

@@ -19,7 +19,7 @@ from ackord_node.config import load
 from tests.support.cluster import RealCluster
 from tests.support.zookeeper import HOST
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("cluster")]
 
 ROWS = "/v1/tables/kept/rows"
 MIB = 1024 * 1024
@@ -211,7 +211,15 @@ BAD_REQUESTS: list[tuple[str, str, str, str | None, bytes | None, int, str]] = [
     ("limit", "GET", ROWS + "?limit=0", None, None, 400, "limit"),
     ("after", "GET", ROWS + "?after=%21", None, None, 400, "after"),
     ("start", "GET", ROWS + "?start=[1]", None, None, 400, "who"),
-    ("unknown table field", "POST", "/v1/tables", JSON, b'{"name":"x","key":[["n","int"]],"x":1}', 400, "'x'"),
+    (
+        "unknown table field",
+        "POST",
+        "/v1/tables",
+        JSON,
+        b'{"name":"x","key":[["n","int"]],"x":1}',
+        400,
+        "'x'",
+    ),
     ("key type", "POST", "/v1/tables", JSON, b'{"name":"x","key":[["n","float"]]}', 400, "float"),
     ("same name", "POST", "/v1/tables", JSON, b'{"name":"kept","key":[["n","int"]]}', 409, "kept"),
     ("method", "POST", ROWS + "/a/1", JSON, b"{}", 405, ""),
@@ -232,7 +240,11 @@ async def test_wrong_requests(
     skip = [] if kind else ["Content-Type"]
     url = URL(cluster["n2"].url + path, encoded=True)
     async with http.request(
-        method, url, data=body and io.BytesIO(body), headers=headers | {"Accept": JSON}, skip_auto_headers=skip
+        method,
+        url,
+        data=body and io.BytesIO(body),
+        headers=headers | {"Accept": JSON},
+        skip_auto_headers=skip,
     ) as response:
         answer = await response.json()
         assert response.status == status, answer

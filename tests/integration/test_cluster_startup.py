@@ -18,7 +18,7 @@ import ackord
 from tests.support.cluster import RealCluster, RealNode, launch_node
 from tests.support.zookeeper import HOST, ZooKeeperServer, free_ports
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("cluster")]
 
 EXIT_REFUSED = 2
 

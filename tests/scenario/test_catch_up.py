@@ -90,19 +90,15 @@ def test_an_in_sync_copy_that_holds_everything_is_not_replaced_by_a_snapshot() -
     c = formed(log=replace(TINY_LOG, disk_bytes=400))
     busy(c, 3)
     n3 = c.nodes["n3"]
-    n3.disk_is_stuck = False
     copy_id = n3.core.state.copy_id
     for name in ("n1", "n2", "n3"):
         c.crash(name)
-    stored = n3.disk.now
-    meta = n3.disk.meta
     assert c.nodes["n2"].disk.meta.trimmed > 0
-    del stored
     c.start("n2", "n3")
     c.run_until(lambda: c.coordinator() is not None, 10)
     c.run(2)
     assert c.leader().name == "n2"
-    assert n3.core.state.copy_id == copy_id == meta.copy_id
+    assert n3.core.state.copy_id == copy_id
     well(c)
 
 
@@ -172,7 +168,6 @@ def test_epochs_of_a_restarted_copy_are_those_of_its_entries() -> None:
 def test_a_member_confirms_what_is_on_disk_while_more_arrives() -> None:
     """Else a steady stream would be confirmed only when it pauses."""
     c = formed(disk_delay_max=0.0003)
-    c.nodes["n3"].disk.apply(e.TabletBatch(7))
     n3 = c.nodes["n3"]
     s = n3.core.state
     sent: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ackord.errors import Unavailable
+from ackord_node.core.effects import Received
 from ackord_node.core.progress import Progress
 from tests.support.core_clients import Reader
 from tests.support.core_cluster import Cluster
@@ -23,6 +24,12 @@ def of(c: Cluster, name: str) -> Progress:
     coordinator = c.leader().core.coordinator
     assert coordinator is not None
     return coordinator.progress[name]
+
+
+def has_joined_in(c: Cluster, name: str) -> bool:
+    """Whether the coordinator has heard a promise of the node's present run."""
+    p = of(c, name)
+    return p.incarnation == c.nodes[name].incarnation and p.authority > c.leader().clock()
 
 
 def test_a_member_is_removed_only_after_its_lease_ran_out() -> None:
@@ -99,8 +106,9 @@ def test_no_member_joins_without_a_promise_that_covers_every_lease() -> None:
     c = formed(min_in_sync=1)
     c.crash("n3")
     c.run_until(lambda: c.in_sync() == ["n1", "n2"], 6)
+    c.run(0.1)
     c.start("n3")
-    c.run_until(lambda: of(c, "n3").authority > c.leader().clock(), 5, "its first promise")
+    c.run_until(lambda: has_joined_in(c, "n3"), 5, "its first promise")
     drops(c, BEACON_CONFIRM, "n3")
     of(c, "n3").rejoin_at = c.leader().clock() + 2.0
     changes = len(c.service.history)
@@ -115,8 +123,9 @@ def test_a_learner_that_lacks_the_tail_is_not_admitted() -> None:
     c = formed(min_in_sync=1)
     c.crash("n3")
     c.run_until(lambda: c.in_sync() == ["n1", "n2"], 6)
+    c.run(0.1)
     c.start("n3")
-    c.run_until(lambda: of(c, "n3").authority > c.leader().clock() and not of(c, "n3").probing, 5)
+    c.run_until(lambda: has_joined_in(c, "n3") and not of(c, "n3").probing, 5)
     assert c.in_sync() == ["n1", "n2"]
     of(c, "n3").rejoin_at = c.leader().clock() + 1.0
     drops(c, APPEND, "n1", "n3")
@@ -247,6 +256,24 @@ def test_a_new_coordinator_whose_disk_rolled_back_resigns() -> None:
     well(c)
 
 
+def test_a_silently_rolled_back_member_gets_no_lease_before_it_is_fed() -> None:
+    """Rule R13: a new coordinator does not remember what it had confirmed, so it shows it first."""
+    c = formed()
+    for _ in range(4):
+        c.put_done()
+    c.run(0.5)
+    for name in ("n1", "n2", "n3"):
+        c.crash(name)
+    c.roll_back("n3", 6, is_suspect=False)
+    drops(c, APPEND, "n2", "n3")
+    c.start("n2", "n3")
+    c.run_until(lambda: c.coordinator() is not None, 10)
+    assert c.leader().name == "n2"
+    c.run(0.9)
+    assert not c.nodes["n3"].core.may_read(c.nodes["n3"].clock())
+    well(c)
+
+
 def test_a_suspect_copy_leaves_the_takeover_to_a_later_log() -> None:
     """Rule R13, and no copy that is well waits behind one that asks in vain."""
     c = formed()
@@ -310,8 +337,6 @@ def test_a_late_farewell_of_an_earlier_run_does_not_end_the_lease_of_a_later_one
     assert n3.core.state.copy_id == copy_id
     c.cut("n3")
     farewell = [9, 7, c.service.descriptor.epoch, copy_id]
-    from ackord_node.core.effects import Received
-
     c.step(c.leader(), Received("n3", old, farewell))
     while n3.core.may_read(n3.clock()):
         assert "n3" in c.in_sync()

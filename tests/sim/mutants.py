@@ -275,7 +275,7 @@ MUTANTS = [
     mutant(
         "runs_counted_twice",
         "R3",
-        (TabletState, "__init__", "[run for run in meta.runs if run[0] <= meta.applied]", "meta.runs"),
+        (TabletState, "_load", "[run for run in meta.runs if run[0] <= meta.applied]", "meta.runs"),
     ),
     mutant(
         "confirms_only_at_rest",

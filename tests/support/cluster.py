@@ -93,7 +93,9 @@ class RealNode:
         """Until the log holds ``text`` beyond its first ``after`` characters."""
         deadline = time.monotonic() + timeout_s
         while text not in self.log()[after:]:
-            assert time.monotonic() < deadline, f"{self.name} never said {text!r}:\n{self.log()[-LOG_TAIL_BYTES:]}"
+            assert time.monotonic() < deadline, (
+                f"{self.name} never said {text!r}:\n{self.log()[-LOG_TAIL_BYTES:]}"
+            )
             time.sleep(POLL_S)
 
     def ask(self, path: str, timeout_s: float = 2.0) -> Any:

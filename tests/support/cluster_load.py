@@ -8,6 +8,7 @@ grows from given nodes: a value below one that was acknowledged before the read 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,7 @@ WRITERS_COUNT = 64
 SPLIT_AT = (11, 22, 32, 43, 54)  # 64 writers over six tablets
 PACE_S = 0.01
 LAG_PROBE_S = 0.01
+ASK_ANEW_S = 0.1
 
 
 class LoopLag:
@@ -142,7 +144,7 @@ class Writers(Running):
         longest = 0.0
         for tablet in range(len(self.times)) if tablets is None else tablets:
             times = [self.begun_at, *self.times[tablet], self.ended_at]
-            gaps = [after - before for before, after in zip(times, times[1:], strict=False) if after >= since]
+            gaps = [after - before for before, after in itertools.pairwise(times) if after >= since]
             longest = max(longest, *gaps)
         return longest
 
@@ -168,7 +170,9 @@ class Watchers(Running):
 
     KEY = (0, -1)  # no writer's row
 
-    def __init__(self, table: ackord.Table, stores: Sequence[ackord.Store], *, pace_s: float = PACE_S) -> None:
+    def __init__(
+        self, table: ackord.Table, stores: Sequence[ackord.Store], *, pace_s: float = PACE_S
+    ) -> None:
         super().__init__()
         self._table = table
         self._readers = [store.table(table.name) for store in stores]
@@ -182,6 +186,7 @@ class Watchers(Running):
         tasks = [asyncio.create_task(self._count())]
         for number in range(len(self._readers)):
             tasks += [asyncio.create_task(self._read(number)) for _ in range(4)]
+            tasks.append(asyncio.create_task(self._ask_anew(number)))
         return tasks
 
     async def _count(self) -> None:
@@ -195,16 +200,30 @@ class Watchers(Running):
             await asyncio.sleep(self._pace_s)
 
     async def _read(self, number: int) -> None:
-        while not self._is_over:
-            acked, asked_at = self.acked, time.monotonic()
-            try:
-                row = await self._readers[number].get(self.KEY, timeout=30)
-            except ackord.Error as error:
-                self.failures.append(error)
-                return
-            now = time.monotonic()
-            self.reads[number].append(now)
-            seen = 0 if row is None else row["n"]
-            if seen < acked:
-                self.stale.append(f"reader {number} saw {seen}, acknowledged {now - asked_at:.3f} s before: {acked}")
+        while not self._is_over and await self._ask(number):
             await asyncio.sleep(self._pace_s)
+
+    async def _ask_anew(self, number: int) -> None:
+        """Asks at a fixed pace whether or not the answers come: so a node that was paused finds questions that were
+        asked long after its last news."""
+        async with asyncio.TaskGroup() as asked:
+            while not self._is_over:
+                asked.create_task(self._ask(number))
+                await asyncio.sleep(ASK_ANEW_S)
+
+    async def _ask(self, number: int) -> bool:
+        acked, asked_at = self.acked, time.monotonic()
+        try:
+            row = await self._readers[number].get(self.KEY, timeout=30)
+        except ackord.Error as error:
+            self.failures.append(error)
+            return False
+        now = time.monotonic()
+        self.reads[number].append(now)
+        seen = 0 if row is None else row["n"]
+        if seen < acked:
+            waited_s = now - asked_at
+            self.stale.append(
+                f"reader {number} saw {seen} {waited_s:.3f} s after it asked; {acked} was acknowledged"
+            )
+        return True

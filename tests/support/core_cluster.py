@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ackord.wire.limits import Limits
+from ackord.wire.messages import KIND_PUT
+from ackord.wire.values import encode_columns
 from ackord_node.core import effects as e
 from ackord_node.core.replica import Replica
 from ackord_node.core.state import CoreConfig
@@ -117,7 +119,9 @@ class Cluster:
         self._open: dict[tuple[str, str], int] = {}  # links that are open -> generation
         self._generation = 0
         self._last_delivery: dict[tuple[str, str, bool], float] = {}
-        self.drop: Callable[[str, str, list[Any]], bool] = lambda source, target, message: False  # scenarios drop messages
+        self.drop: Callable[[str, str, list[Any]], bool] = lambda source, target, message: (
+            False
+        )  # scenarios drop messages
         self.hold: Callable[[str, str, list[Any]], bool] = lambda source, target, message: False
         self.held: list[tuple[str, str, int, list[Any]]] = []
         newborn = Descriptor(
@@ -511,9 +515,6 @@ class Cluster:
 
     def put(self, key: bytes = b"k1", node: str | None = None) -> Op:
         """One unique put of a new client, retried until it is decided unless ``node`` is given."""
-        from ackord.wire.messages import KIND_PUT
-        from ackord.wire.values import encode_columns
-
         client = Client(self, len(self.clients))
         op = client.op(KIND_PUT, key, encode_columns({"v": f"put {client.id.decode()}"}))
         client.submit([op], node)

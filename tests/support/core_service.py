@@ -38,7 +38,7 @@ class Service:
         if node.session is None:
             self._sessions += 1
             node.session = self._sessions
-        self._c.to_node(node, e.CoordinationSeen(True), self._c.delay())
+        self._tell_connected(node)
         self.tell(node)
 
     def disconnect(self, node: Node) -> None:
@@ -46,8 +46,11 @@ class Service:
         if not node.connected:
             return
         node.connected = False
-        self._c.to_node(node, e.CoordinationSeen(False), self._c.delay())
+        self._tell_connected(node)
         self._expire_later(node)
+
+    def _tell_connected(self, node: Node) -> None:
+        self._c.at_node(node, lambda: self._c.step(node, e.CoordinationSeen(node.connected)), self._c.delay())
 
     def crashed(self, node: Node) -> None:
         node.connected = False

@@ -208,14 +208,14 @@ class Catalogue:
             log.info("dropped table %s", name)
 
     async def _mark_dropped(self, tablet: int) -> tuple[Descriptor | None, int]:
-        """The descriptor as it stood before the mark, if the mark is new, and the mark's epoch."""
+        """The descriptor that the mark replaced (the marked one, if it stood already), and the mark's epoch."""
         for _ in range(TRIES_COUNT):
             found = await self._coordination.descriptor(tablet)
             if found is None:
                 return None, 0
             descriptor = Descriptor.decode(found[0])
             if descriptor.dropped:
-                return None, descriptor.epoch
+                return descriptor, descriptor.epoch
             marked = replace(
                 descriptor, epoch=descriptor.epoch + 1, coordinator=None, incarnation=0, dropped=True
             )
@@ -226,7 +226,7 @@ class Catalogue:
     async def _wait_stopped(self, tablet: int, before: Descriptor | None, epoch: int) -> None:
         """Until the coordinator, or another member without which it can neither commit nor keep its authority,
         has seen the mark: one that is cut off from the coordination service would go on otherwise."""
-        if before is None or before.coordinator is None:
+        if before is None or (before.coordinator is None and not before.dropped):
             return
         members = sorted(m.node for m in before.in_sync)
         begun = self._clock.now()

@@ -124,11 +124,16 @@ class Reporter:
 
     def report_metrics(self) -> None:
         """Gauges of the tablets that this node coordinates."""
+        pending = 0
         for host in self._node.hosts.values():
             c, end = host.replica.coordinator, host.replica.state.log.end
             if c is not None:
+                pending += c.writes.pending_count
                 lag = {p.node: end - p.confirmed for p in c.progress.values()}
                 self._node.observer.tablet(host.tablet, len(c.membership.in_sync), lag)
+        self._node.observer.queue("pending_writes", pending)
+        peers = [name for name in self._node.settings.addresses if name != self._node.name]
+        self._node.observer.queue("peer_bytes", sum(self._node.transport.queued_bytes(p) for p in peers))
 
     async def status(self) -> dict[str, Any]:
         """The body of ``GET /v1/status``: every node is asked what it alone knows."""
