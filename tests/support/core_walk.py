@@ -22,7 +22,7 @@ from tests.support.core_cluster import Cluster, Node, Profile
 FAULTS_S = 9.0
 TINY_LOG = LogLimits(
     memory_bytes=600,
-    disk_bytes=1500,
+    disk_bytes=500,
     append_bytes=500,
     inflight_bytes=3000,
     entry_bytes=300,

@@ -265,8 +265,11 @@ class Follower:
     def snapshot(self, source: str, message: m.Message, now: float) -> None:
         """One chunk; number 0 brings the header and replaces the copy, "end" completes it."""
         s = self._s
-        _, _, epoch, snapshot_id, number, space, records, header = message
+        _, _, epoch, snapshot_id, number, space, records, header, checksum = message
         if not self.obey(epoch, source, now):
+            return
+        if m.checksum(records) != checksum:
+            s.note("error", f"snapshot chunk {number} from {source} dropped: it failed its checksum")
             return
         if (
             number == 0

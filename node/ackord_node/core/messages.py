@@ -7,22 +7,21 @@ another epoch than the coordinator's own counts for nothing.
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
+
+from ackord.wire.frames import packb
 
 APPEND = 1  # tablet, epoch, previous index, previous epoch, commit point, [record, ...], recovered
 CONFIRM = 2  # tablet, epoch, copy_id, index: on disk up to here
 MISMATCH = 3  # tablet, epoch, copy_id, probed index, safe index: the prefix does not match at the probe
 BEACON = 4  # tablet, epoch, sent at, commit point, start, lease request, granted seconds, grantee, recovered
-BEACON_CONFIRM = (
-    5  # tablet, epoch, copy_id, echoed beacon time, lease request (own send time or -1), end, flags
-)
+BEACON_CONFIRM = 5  # tablet, epoch, copy_id, beacon time, lease request (own time or -1), end, flags
 INQUIRE = 6  # tablet, epoch, inquiry id (echoed)
 INQUIRE_ANSWER = 7  # tablet, epoch, copy_id, inquiry id, last epoch, last index, commit point, recovered
 HANDOVER = 8  # tablet, epoch, successor's incarnation
 LEAVE = 9  # tablet, epoch, copy_id: the member asks to be removed
-SNAPSHOT = (
-    10  # tablet, epoch, snapshot id, chunk, space, [[key, value], ...], header + [copy_id to replace] or None
-)
+SNAPSHOT = 10  # tablet, epoch, snapshot id, chunk, space, records, header with the replaced copy_id, checksum
 SNAPSHOT_TAKEN = 11  # tablet, epoch, copy_id, snapshot id, chunk number
 FENCED = 12  # tablet, epoch that was refused, epoch that was promised
 COMMIT = 13  # tablet, epoch, commit point: sent at once when nothing else would carry it (rule R12)
@@ -35,6 +34,12 @@ FLAG_STAYS = 4  # it is not stopping
 
 Message = list[Any]
 
+
+def checksum(records: list[Any]) -> int:
+    """Over the rows of a snapshot's chunk, which log checksums do not cover (rule R14)."""
+    return zlib.crc32(packb(records))
+
+
 # kind -> number of fields after the kind, for the check of what a peer sent
 FIELDS = {
     APPEND: 7,
@@ -46,7 +51,7 @@ FIELDS = {
     INQUIRE_ANSWER: 8,
     HANDOVER: 3,
     LEAVE: 3,
-    SNAPSHOT: 7,
+    SNAPSHOT: 8,
     SNAPSHOT_TAKEN: 5,
     FENCED: 3,
     COMMIT: 3,

@@ -151,6 +151,7 @@ class Replication:
                 event.space,
                 records,
                 header,
+                m.checksum(records),
             ],
         )
 
