@@ -38,7 +38,7 @@ demo: cluster ## load real data, kill the busiest node under way, compare every 
 
 test: $(STAMP) ## every test but the long chaos runs
 	@$(DEVCLUSTER) install
-	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "not chaos"
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m "not chaos"
 
 lint: $(STAMP) ## style, types and the ladder of imports
 	@$(BIN)/ruff check .

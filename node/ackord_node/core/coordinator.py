@@ -60,6 +60,11 @@ class Coordinator:
         self._unanswered.discard(node)
         self._settle(now)
 
+    def peer_down(self, node: str, now: float) -> None:
+        """It cannot be reached, so there is no answer to wait for."""
+        self._unanswered.discard(node)
+        self._settle(now)
+
     def _settle(self, now: float) -> None:
         s = self._s
         if self.is_active or self.resign_reason is not None or s.promised_durable < self.epoch:

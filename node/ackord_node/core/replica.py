@@ -327,7 +327,9 @@ class Replica:
         s.peers_up.discard(event.node)
         if event.refused:
             s.peers_refused.add(event.node)
-            if self.coordinator is not None:
+        if self.coordinator is not None:
+            self.coordinator.peer_down(event.node, now)
+            if event.refused:
                 self.coordinator.membership.tick(now)
 
     def _durable(self, event: e.Durable, now: float) -> None:
@@ -423,6 +425,13 @@ class Replica:
         )
         for group in event.groups:
             s.out.append(e.Reply(group.request, None, [refusal] * len(group.ops)))
+
+    @property
+    def is_about_to_coordinate(self) -> bool:
+        """Handed the tablet, or deciding on it, or settling: writes may be held for a moment, not refused."""
+        if self.coordinator is not None:
+            return not self.coordinator.is_active
+        return self.takeover.hurry or self.takeover.is_barring
 
     @property
     def coordinator_hint(self) -> str | None:

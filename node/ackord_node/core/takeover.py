@@ -253,7 +253,7 @@ class Takeover:
 
     def _gave_up(self, now: float) -> None:
         """Lost: the bar is lifted; the lock, if held, serves another attempt or is given back."""
-        self.stage, self._wanted = Stage.IDLE, None
+        self.stage, self._wanted, self.hurry = Stage.IDLE, None, False
         self._s.barred_below = 0
         self.wake_at = now + self._s.config.timing.retry_interval
         self._s.lock_free_since = now

@@ -38,6 +38,7 @@ from ackord_node.runtime.snapshots import Snapshots
 
 PIPELINE_ENTRIES = 1  # entries under way before writes are gathered
 READ_LOG_COUNT = 4096
+HOLD_S = 0.3  # writes wait so long for a coordinator that is just taking over
 
 log = logging.getLogger("ackord.tablet")
 _OUTCOMES = {Cas.WON: e.SwapOutcome.WON, Cas.LOST: e.SwapOutcome.LOST, Cas.UNKNOWN: e.SwapOutcome.UNKNOWN}
@@ -153,6 +154,7 @@ class TabletHost(Source):
             _refuse(group, unknown)
 
     def tick(self, now: float) -> None:
+        self.flush()
         if (
             self._queued
             and now - self._queued_since > self.replica.state.config.limits.request_wait_ms / 1000
@@ -231,7 +233,7 @@ class TabletHost(Source):
         """Queues ``[rid, OP_WRITE, tablet, client, registered, floor, ops]``; ``flush`` takes it on."""
         rid, _, _, client, registered, floor, ops = group
         state = self.replica.state
-        if self.replica.coordinator is None:
+        if self.replica.coordinator is None and not self.replica.is_about_to_coordinate:
             respond([rid, WHOLE_GROUP, self._elsewhere("not_coordinator")])
             return
         if self._queued_count + len(ops) > state.config.limits.pending_ops_count:
@@ -274,6 +276,8 @@ class TabletHost(Source):
 
     def _flush_writes(self) -> None:
         s, c = self.replica.state, self.replica.coordinator
+        if self.replica.is_about_to_coordinate and self._clock.now() - self._queued_since < HOLD_S:
+            return
         is_full = c is not None and s.log.end - s.commit >= PIPELINE_ENTRIES
         if is_full and c is not None and c.membership.write_refusal() is None:
             return
