@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yardstick
 from harness import Cluster, ClusterError, run, wait_in_sync
 from load import BATCH_ROWS_COUNT, Call, Rows, Sample, measure
 
@@ -128,6 +129,16 @@ def print_table(medians: dict[str, Sample]) -> None:
         )
 
 
+def print_yardstick(before: yardstick.Yardstick, after: yardstick.Yardstick) -> None:
+    trip = (before.round_trip_ms + after.round_trip_ms) / 2
+    slowness = (before.slowness + after.slowness) / 2
+    print(
+        f"yardstick: a bare aiohttp round trip takes {trip:.3f} ms here now ({before.round_trip_ms:.3f} before, "
+        f"{after.round_trip_ms:.3f} after), {slowness:.1f} times what it took where the targets were set;\n"
+        f"           an fdatasync of 4 KiB {before.fdatasync_ms:.2f} and {after.fdatasync_ms:.2f} ms\n"
+    )
+
+
 def print_ratios(medians: dict[str, Sample], few: Rows, many: Rows) -> None:
     for count in (1, CALLERS[-1]):
         who = plural(count, "reader")
@@ -226,7 +237,11 @@ async def bench(cluster: Cluster, options: argparse.Namespace) -> None:
         await few.prepare()
         await wait_in_sync(store, few.name, set(cluster.nodes), RESTART_TIMEOUT_S)
         wanted = workloads(few)
+        before = await yardstick.take(cluster.home / ".ackord")
         samples = await in_rounds(cluster, wanted, options.rounds, options.seconds)
+        after = await yardstick.take(cluster.home / ".ackord")
+        result["yardstick"] = [asdict(before), asdict(after)]
+        print_yardstick(before, after)
         print_table({name: median(found) for name, found in samples.items()})
         biggest = few
         if options.rows > BASE_ROWS_COUNT:
