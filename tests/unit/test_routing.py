@@ -142,6 +142,7 @@ def test_a_few_reads_of_one_frame_stay_together_and_many_are_spread() -> None:
     first = chooser.for_read(tablet(), UP, (), 0.0)
     assert {chooser.for_read(tablet(), UP, (), 0.0, READ_FRAME_OPS - 1) for _ in range(9)} == {first}
     assert chooser.for_read(tablet(), UP, (), 0.0, READ_FRAME_OPS) != first
+    assert first is not None
     assert chooser.for_read(tablet(), UP, {first}, 0.0, 1) != first
 
 
