@@ -85,7 +85,7 @@ class ProcessSettings:
     """What may differ per node: the ``defaults`` section, overridden in a node's own entry."""
 
     log_level: str = "info"
-    block_cache_mib: int = 64  # RocksDB's cache of uncompressed blocks
+    block_cache_mib: int = 160  # RocksDB's cache of uncompressed blocks
     disk_reserve_mib: int = 256  # below this much free space the node leaves the in-sync sets
 
 
