@@ -48,7 +48,7 @@ lint: $(STAMP) ## style, types and the ladder of imports
 
 chaos: $(STAMP) ## kill and pause nodes under load and check every answer
 	@$(DEVCLUSTER) install
-	@$(BIN)/python -m pytest -q -m chaos tests/chaos
+	@$(BIN)/python -m pytest -q -s -m chaos tests/chaos
 
 bench: cluster ## speed of the running cluster
 	@$(BIN)/python bench/bench.py

@@ -23,7 +23,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("cluster")]
 
 COORDINATOR_GAP_S = 5.0  # a killed or hanging coordinator's own tablets
 MEMBER_GAP_S = 3.0  # the in-sync set has shrunk
-PLANNED_GAP_S = 0.3
+# A hand-over that works costs about 0.2 s (printed below, and measured on a quiet machine); one that does not
+# waits for a promise, a lease or a session to end, 1 s at least.
+PLANNED_GAP_S = 0.9
 WARM_UP_S = 1.5
 
 
@@ -105,8 +107,8 @@ async def test_kill_of_a_coordinator(
     )
     assert writers.failures == []
     await writers.verify(replicas.values())
-    assert own <= COORDINATOR_GAP_S
-    assert rest <= MEMBER_GAP_S
+    assert own <= COORDINATOR_GAP_S + writers.lag.longest_s
+    assert rest <= MEMBER_GAP_S + writers.lag.longest_s
 
 
 async def test_kill_of_a_plain_member(
@@ -126,7 +128,7 @@ async def test_kill_of_a_plain_member(
     )
     assert writers.failures == []
     await writers.verify(replicas.values())
-    assert gap <= MEMBER_GAP_S
+    assert gap <= MEMBER_GAP_S + writers.lag.longest_s
 
 
 async def test_planned_stop_of_a_coordinator(
@@ -185,7 +187,7 @@ async def test_a_paused_node_serves_nothing_stale_and_comes_back(
     )
     assert watchers.stale == []
     assert (writers.failures, watchers.failures) == ([], [])
-    assert gap <= allowed_s
+    assert gap <= allowed_s + writers.lag.longest_s
     await writers.verify(replicas.values())
 
 
@@ -213,8 +215,8 @@ async def test_zookeeper_away_under_load(
         f" a read, lag {writers.lag.longest_s * 1000:.0f} ms"
     )
     assert (writers.failures, watchers.failures, watchers.stale) == ([], [], [])
-    assert gap <= 0.5 + writers.lag.longest_s
-    assert reads_gap <= 0.5 + writers.lag.longest_s
+    assert gap <= PLANNED_GAP_S + writers.lag.longest_s
+    assert reads_gap <= PLANNED_GAP_S + writers.lag.longest_s
     created = f"t{uuid.uuid4().hex[:8]}"
     await store.create_table(created, {"n": int}, timeout=20)
     await store.table(created).put(1, {})
