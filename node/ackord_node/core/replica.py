@@ -161,6 +161,8 @@ class Replica:
                     s.send(event.node, [m.FENCED, s.tablet, epoch, s.promised], urgent=True)
                 return
             self._step_down(f"{event.node} coordinates epoch {epoch}", now)
+        if kind == m.BEACON and epoch >= s.promised:
+            self.takeover.hurry = False  # somebody coordinates: what was handed over is settled
         handler = self._message_handlers.get(kind)
         if handler is not None:
             handler(event, now)
