@@ -166,13 +166,13 @@ class Batcher:
         return (Group(op, tablet, ops[at : at + count_max]) for at in range(0, len(ops), count_max))
 
     def prepare(self, group: Group) -> bool:
-        gone = [op for op in group.ops if op.future.done()]
-        if gone:
-            group.ops = [op for op in group.ops if op is not None and not op.future.done()]
-            group.unanswered_count = len(group.ops)
+        left = [op for op in group.ops if op is not None and not op.future.done()]
+        if len(left) < len(group.ops):
+            gone = [op for op in group.take_all() if op.future.done()]
+            group.ops, group.unanswered_count = left, len(left)
             for op in gone:
                 self._finish(op, None)
-        return bool(group.ops)
+        return bool(left)
 
     # ------------------------------------------------------------------------------ answering
 

@@ -104,7 +104,10 @@ class HttpTransport:
     """Transport over aiohttp; to be made inside a running event loop."""
 
     def __init__(self) -> None:
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(_note_sent)
         self._session = aiohttp.ClientSession(
+            trace_configs=[trace],
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             auto_decompress=False,
@@ -136,22 +139,25 @@ class HttpTransport:
     async def request(self, method: str, url: str, body: Any, timeout_s: float) -> tuple[int, Any]:
         headers = {"Accept": MSGPACK_CONTENT_TYPE}
         data = None
+        attempts: list[str] = []
         if body is not None:
             headers["Content-Type"] = MSGPACK_CONTENT_TYPE
             data = packb(body)
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._session.request(method, url, data=data, headers=headers) as response,
+                self._session.request(
+                    method, url, data=data, headers=headers, trace_request_ctx=attempts
+                ) as response,
             ):
                 content = await response.read()
                 if response.content_type != MSGPACK_CONTENT_TYPE:
                     text = content[:200].decode(errors="replace")
                     return response.status, {"error": {"code": "error", "message": text}}
                 return response.status, unpackb(content) if content else None
-        except aiohttp.ClientConnectorError as error:
-            raise Unavailable(f"cannot reach {url}: {_reason(error)}", sent=False, url=url) from None
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            if not attempts:
+                raise Unavailable(f"cannot reach {url}: {_reason(error)}", sent=False, url=url) from None
             raise Unavailable(f"{method} {url}: {_reason(error)}", sent=True, url=url) from None
 
     async def close(self) -> None:
@@ -243,6 +249,14 @@ class HttpStream:
             if not self._is_closing:
                 self._is_closing = True
                 self._on_closed(Unavailable(f"the stream ended: {reason}"))
+
+
+async def _note_sent(
+    _: aiohttp.ClientSession, context: Any, sent: aiohttp.TraceRequestHeadersSentParams
+) -> None:
+    """aiohttp repeats a DELETE whose connection broke and then tells of the last attempt only."""
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx.append(sent.method)
 
 
 async def _refusal(url: str, response: aiohttp.ClientResponse) -> Error:

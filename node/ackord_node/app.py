@@ -207,12 +207,22 @@ class App:
         url = self._config.node(node).address.url + path
         try:
             async with self._session.get(url, headers={"Accept": MSGPACK_CONTENT_TYPE}) as response:
-                body = await response.content.read(PEER_BODY_BYTES_MAX)
+                body = await _read_all(response.content, PEER_BODY_BYTES_MAX)
         except aiohttp.ClientError as error:
             raise OSError(f"{node}: {error}") from error
         if response.status != 200:
             raise ValueError(f"{node} answered {response.status} to {path}")
         return unpackb(body)
+
+
+async def _read_all(content: aiohttp.StreamReader, bytes_max: int) -> bytes:
+    """To the end of the body; ValueError if it is longer than ``bytes_max``."""
+    body = bytearray()
+    while data := await content.readany():
+        body += data
+        if len(body) > bytes_max:
+            raise ValueError(f"an answer over {bytes_max} bytes")
+    return bytes(body)
 
 
 def _add_peer_pages(app: web.Application, node: Node) -> None:

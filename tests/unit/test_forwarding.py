@@ -130,6 +130,41 @@ async def test_a_forwarded_write_whose_answer_is_lost_is_unknown(pair: tuple[Htt
     await server.wait_closed()
 
 
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+async def test_a_node_that_takes_a_write_and_is_gone_leaves_it_unknown(
+    pair: tuple[HttpNode, HttpNode], method: str
+) -> None:
+    """The HTTP client tries such methods once more by itself, and finds nobody: the first attempt counts."""
+    one, _ = pair
+    one.service.not_here = {1: "n2"}
+    port = free_port()
+    one.service.addresses["n2"] = f"http://127.0.0.1:{port}"
+
+    async def take_and_vanish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        server.close()
+        writer.close()
+
+    server = await asyncio.start_server(take_and_vanish, "127.0.0.1", port)
+    async with aiohttp.ClientSession() as session:
+        body = {} if method == "PUT" else None
+        answer = await Client(session, one.url)(method, "/v1/tables/orders/rows/a/1", body)
+    assert error_of(answer, 504, "outcome_unknown")["outcome_unknown"] is True
+
+
+async def test_a_forwarded_scan_passes_an_empty_tablet(pair: tuple[HttpNode, HttpNode]) -> None:
+    """The first tablet is served there only, and empty; the second here only: the token leads on."""
+    one, two = pair
+    async with aiohttp.ClientSession() as session:
+        call = Client(session, one.url)
+        await call("PUT", "/v1/tables/orders/rows/x/1", {})
+        one.service.not_here, two.service.not_here = {1: "n2"}, {2: "n1"}
+        status, page = await call("GET", "/v1/tables/orders/rows?limit=10")
+        assert (status, page["rows"]) == (200, []) and page["next"] is not None
+        status, page = await call("GET", f"/v1/tables/orders/rows?limit=10&after={page['next']}")
+    assert [row["key"] for row in page["rows"]] == [["x", 1]]
+
+
 async def test_a_write_that_is_never_decided_is_unknown_and_a_read_unavailable() -> None:
     limits = replace(DEFAULT_LIMITS, request_wait_ms=1)
     async with http_node(limits=limits) as node, aiohttp.ClientSession() as session:

@@ -200,6 +200,7 @@ async def test_a_compressed_body_is_415(call: Client) -> None:
         b"\xff",
         b'{"a": 9223372036854775808}',
         b"[" * 100000,
+        b'{"a": ' + b"[" * 600 + b"]" * 600 + b"}",
         b'{"a": {"$bytes": "!"}}',
         b'{"a": "\\ud800"}',
         b'{"a": ' + b"[" * 20 + b"]" * 20 + b"}",
@@ -308,6 +309,7 @@ async def _all(call: Client, query: str) -> list[Any]:
         ("limit=0", "limit"),
         ("limit=1001", "limit"),
         ("limit=x", "limit"),
+        ("limit=00000000051001", "limit"),
         ("start=alice", "body"),
         ("start=3", "start"),
         ("start=%5B3%5D", "customer"),
@@ -321,6 +323,19 @@ async def _all(call: Client, query: str) -> list[Any]:
 async def test_a_wrong_scan_is_named(call: Client, query: str, field: str) -> None:
     error = error_of(await call("GET", f"/v1/tables/orders/rows?{query}"), 400, "invalid_request")
     assert error["detail"]["field"] == field
+
+
+async def test_a_bug_leaves_a_write_unknown(
+    call: Client, node: HttpNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(node.service, "flush", broken)
+    path = "/v1/tables/orders/rows/a/1"
+    assert error_of(await call("PUT", path, {}), 500, "outcome_unknown")["outcome_unknown"] is True
+    assert error_of(await call("GET", path), 500, "error")["outcome_unknown"] is False
+    assert "a bug" in caplog.text
 
 
 # ------------------------------------------------------------------------------ tables, operators

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from ackord.errors import InvalidRequest
 
+DEPTH_MAX: Final = 200  # of lists and objects in one text; far more than a row may hold
 _FLOATS: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -106,18 +107,36 @@ def version_from_json(value: Any, field: str = "version") -> int:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """Strict ``json.loads``: no NaN literals, no name twice, UTF-8 only; InvalidRequest says what is
-    wrong."""
+    """Strict ``json.loads``: no NaN literals, no name twice, UTF-8 only, no deeper than DEPTH_MAX;
+    InvalidRequest says what is wrong."""
     try:
         if isinstance(text, bytes):
             text = text.decode()
-        return json.loads(
+        value = json.loads(
             text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_name_twice
         )
     except RecursionError:
         raise InvalidRequest("JSON nested too deeply", field="body") from None
     except ValueError as error:
         raise InvalidRequest(f"not valid JSON: {error}", field="body", value=ascii(text[:40])) from None
+    check_depth(value)
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """InvalidRequest for what is nested so deeply that walking it would exhaust Python's stack."""
+    level = [value]
+    for _ in range(DEPTH_MAX + 1):
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        if not inner:
+            return
+        level = inner
+    raise InvalidRequest(f"nested deeper than {DEPTH_MAX} lists and maps", field="body", limit=DEPTH_MAX)
 
 
 def dump_json(value: Any) -> str:

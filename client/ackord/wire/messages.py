@@ -214,7 +214,8 @@ def error_from_wire(wire: Any, row_of: Callable[[bytes], Any] | None = None) -> 
     if not isinstance(wire, list | tuple) or len(wire) < 2 or type(wire[0]) is not int:
         return Error(f"the node's answer is not one of this protocol: {ascii(wire)[:80]}")
     detail = wire[2] if len(wire) > 2 and isinstance(wire[2], dict) else {}
-    known = {name: value for name, value in detail.items() if name not in ("self", "message", "current")}
+    reserved = ("self", "message", "current")
+    known = {name: value for name, value in detail.items() if type(name) is str and name not in reserved}
     error = from_code(wire[0], str(wire[1]), known)
     current = wire[3] if len(wire) > 3 else None
     if isinstance(error, Conflict) and type(current) is bytes and row_of is not None:

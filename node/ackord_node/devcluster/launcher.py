@@ -24,6 +24,7 @@ from ackord_node.devcluster import processes, zookeeper_process
 from ackord_node.devcluster.installer import install_zookeeper
 
 STOP_PATIENCE_S = 15.0
+PORT_PATIENCE_S = 3.0
 _READY_POLL_S = 0.1
 _REQUEST_TIMEOUT_S = 2.0
 _NEWS_EVERY_S = 5.0
@@ -65,7 +66,7 @@ class Launcher:
                 how = "starting" if len(started) == len(self._config.nodes) else "resuming"
                 names = ", ".join(node.name for node in started) or "waiting for all nodes"
                 self._say(f'Cluster "{self._config.cluster}" is {how}: {names}')
-                self._wait_ready(began + timeout_s)
+                self._wait_ready(began + timeout_s, {node.name for node in started})
                 self._say(f"Every tablet is served (after {time.monotonic() - began:.1f} s).")
         self._say("")
         self._say(f"  {'coordination':<14}{coordination}")
@@ -177,7 +178,9 @@ class Launcher:
         """Starts the node unless it runs; True if it was started."""
         if processes.running_pid(self._pid_file(node)):
             return False
-        if _accepts(node.address):
+        # the port of one that was killed a moment ago may outlive it for a moment
+        patience_s = PORT_PATIENCE_S if self._pid_file(node).exists() else 0.0
+        if not _is_free(node.address, patience_s):
             raise LaunchError(
                 f"{node.name}'s address {node.address} is in use by a process that was not started from "
                 f"here. Stop it, or change the address in {self._config.path}."
@@ -186,7 +189,9 @@ class Launcher:
         processes.start_detached(command, self._pid_file(node), self._log_file(node), self._home)
         return True
 
-    def _wait_ready(self, deadline: float) -> None:
+    def _wait_ready(self, deadline: float, started: set[str]) -> None:
+        """Until every node is in service. One that ends and was not ``started`` by this command was on its
+        way out when the command began: it is started, once."""
         next_news = time.monotonic() + _NEWS_EVERY_S
         while True:
             waiting = {name: reason for name, reason in self._not_ready().items() if reason}
@@ -194,11 +199,15 @@ class Launcher:
                 return
             for name in waiting:
                 node = self._config.node(name)
-                if not processes.running_pid(self._pid_file(node)):
+                if processes.running_pid(self._pid_file(node)):
+                    continue
+                if name in started:
                     raise LaunchError(
                         f"{name} ended while starting; the end of {_short(self._log_file(node))}:\n"
                         + _tail(self._log_file(node))
                     )
+                started.add(name)
+                self._ensure_node(node)
             news = "; ".join(f"{name}: {reason}" for name, reason in waiting.items())
             if time.monotonic() > deadline:
                 raise LaunchError(
@@ -274,6 +283,15 @@ def _accepts(address: Address) -> bool:
             return True
     except OSError:
         return False
+
+
+def _is_free(address: Address, patience_s: float) -> bool:
+    deadline = time.monotonic() + patience_s
+    while _accepts(address):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_READY_POLL_S)
+    return True
 
 
 def _is_of_this_machine(host: str) -> bool:

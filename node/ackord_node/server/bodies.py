@@ -14,7 +14,7 @@ from aiohttp import web
 
 from ackord.errors import InvalidRequest
 from ackord.wire.frames import packb, unpackb
-from ackord.wire.json_forms import dump_json, parse_json, to_json
+from ackord.wire.json_forms import check_depth, dump_json, parse_json, to_json
 from ackord.wire.limits import Limits
 from ackord.wire.messages import MSGPACK_CONTENT_TYPE
 
@@ -81,9 +81,11 @@ async def read_body(request: web.Request, limits: Limits) -> Body:
     if kind == JSON_CONTENT_TYPE:
         return Body(parse_json(raw), raw, True)
     try:
-        return Body(unpackb(raw), raw, False)
+        value = unpackb(raw)
     except ValueError as error:
         raise InvalidRequest(f"the body is not valid msgpack: {error}", field="body") from None
+    check_depth(value)
+    return Body(value, raw, False)
 
 
 def check_fields(value: Any, known: Mapping[str, bool], what: str) -> dict[str, Any]:

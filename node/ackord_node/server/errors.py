@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ackord.errors import Error, InvalidRequest, Unavailable
+from ackord.errors import Error, InvalidRequest, OutcomeUnknown, Unavailable
 from ackord.wire.messages import error_to_wire
 from ackord_node.server.bodies import BodyRefused, answer
 
@@ -90,4 +90,8 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
         return error_response(request, Unavailable("the client went away"))
     except Exception:
         log.exception("a bug while answering %s %s", request.method, request.path)
-        return error_response(request, Error("internal error; the node's log has the details"))
+        text = "internal error; the node's log has the details"
+        if request.method in ("GET", "HEAD"):
+            return error_response(request, Error(text))
+        # a bug says nothing about how far the write had come
+        return error_response(request, OutcomeUnknown(text), web.HTTPInternalServerError.status_code)

@@ -8,6 +8,7 @@ idempotency key, so that no repetition below this layer can execute it twice (ru
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -34,7 +35,11 @@ class Forwarder:
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
-        self._session = aiohttp.ClientSession(timeout=self._timeout, trust_env=False, auto_decompress=False)
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(_note_sent)
+        self._session = aiohttp.ClientSession(
+            timeout=self._timeout, trust_env=False, auto_decompress=False, trace_configs=[trace]
+        )
 
     async def close(self) -> None:
         if self._session is not None:
@@ -55,22 +60,36 @@ class Forwarder:
         url = URL(address + path.raw_path_qs, encoded=True)
         passed = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         passed |= {FORWARDED_HEADER: "1", **headers}
+        attempts: list[str] = []
         try:
             async with self._session.request(
-                request.method, url, data=body, headers=passed, allow_redirects=False
+                request.method,
+                url,
+                data=body,
+                headers=passed,
+                allow_redirects=False,
+                trace_request_ctx=attempts,
             ) as response:
                 received = await response.read()
                 back = {name: response.headers[name] for name in _PASSED_BACK if name in response.headers}
                 return web.Response(body=received, status=response.status, headers=back)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise Unavailable(
-                f"the request belongs to {address}, which cannot be reached: {error}", reason="forward"
-            ) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if not attempts:
+                raise Unavailable(
+                    f"the request belongs to {address}, which cannot be reached: {error}", reason="forward"
+                ) from None
             text = f"the request was forwarded to {address} and its answer was lost: {type(error).__name__}"
             if request.method == "GET":
                 raise Unavailable(text, reason="forward") from None
             raise OutcomeUnknown(f"{text}; the write may have happened", reason="forward") from None
+
+
+async def _note_sent(
+    _: aiohttp.ClientSession, context: Any, sent: aiohttp.TraceRequestHeadersSentParams
+) -> None:
+    """aiohttp repeats a PUT or DELETE whose connection broke and then tells of the last attempt only; the
+    request may have happened if any attempt left."""
+    context.trace_request_ctx.append(sent.method)
 
 
 def is_forwarded(request: web.Request) -> bool:

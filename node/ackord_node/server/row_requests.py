@@ -198,7 +198,8 @@ def scan_of_query(query: dict[str, str], schema: KeySchema, limits: Limits) -> t
     if "after" in query:
         wanted = wanted.resumed(query["after"])
     text = query.get("limit", str(limits.scan_page_rows_count))
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:10]) <= limits.scan_page_rows_count:
+    is_number = text.isascii() and text.isdigit() and len(text) <= 10
+    if not is_number or not 1 <= int(text) <= limits.scan_page_rows_count:
         raise InvalidRequest(
             f"limit must be 1 to {limits.scan_page_rows_count}, not {text[:60]!r}",
             field="limit",

@@ -134,7 +134,7 @@ class RowHandlers:
             try:
                 found, exhausted = await self._ask("scan", group, table, as_json)
             except NotServedHere as elsewhere:
-                if rows:
+                if rows or (rest is not left and is_forwarded(request)):
                     break  # the next page begins in this tablet, and is forwarded whole
                 return await self._forward(request, elsewhere, None, {}, query | {"after": rest.token()})
             rows.extend(row_answer(table.key, key, row, as_json) for key, row in found)
