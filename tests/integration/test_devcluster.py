@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -164,6 +166,65 @@ def test_an_address_in_use(cluster: Cluster) -> None:
         pytest.raises(LaunchError, match=r"n1's address .* is in use by a process"),
     ):
         cluster.launcher.up(5)
+
+
+@pytest.mark.usefixtures("zookeeper")
+def test_what_was_done_before_the_nodes_started_costs_them_no_time(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installing ZooKeeper may take longer than nodes are waited for."""
+    monkeypatch.setattr(cluster.launcher, "_check_local", lambda: time.sleep(4))
+    cluster.launcher.up(3.5)
+
+
+@pytest.mark.usefixtures("zookeeper")
+def test_up_at_once_after_a_kill(cluster: Cluster) -> None:
+    """The killed process may still be dying, and its port open, when the command begins."""
+    cluster.launcher.up(20)
+    pids = cluster.pids()
+    for pid in pids:
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+    cluster.launcher.up(20)
+    assert all(new not in (None, old) for new, old in zip(cluster.pids(), pids, strict=True))
+
+
+@pytest.mark.usefixtures("zookeeper")
+def test_the_port_of_a_killed_node_closes_late(cluster: Cluster) -> None:
+    pid_file = cluster.folder / ".ackord" / "run" / "node-n1.pid"
+    pid_file.parent.mkdir(parents=True)
+    pid_file.write_text("1 0\n")
+    server = socket.create_server(("127.0.0.1", cluster.ports[1]))
+    closing = threading.Timer(0.5, server.close)
+    closing.start()
+    cluster.launcher.up(20)
+    closing.join()
+    assert cluster.pids().count(None) == 0
+
+
+@pytest.mark.usefixtures("zookeeper")
+def test_a_node_that_ends_while_the_command_waits_for_it_is_started_once(cluster: Cluster) -> None:
+    (cluster.folder / "late-n2").touch()
+    with pytest.raises(LaunchError):
+        cluster.launcher.up(1.5)
+    pid = cluster.pid("n2")
+    assert pid is not None
+    (cluster.folder / "late-n2").unlink()
+    os.kill(pid, signal.SIGSTOP)  # does not answer, as a process that is about to be gone
+    dying = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
+    dying.start()
+    cluster.launcher.up(20)
+    dying.join()
+    assert cluster.pid("n2") not in (None, pid)
+
+
+def test_something_else_at_the_address_of_zookeeper(cluster: Cluster) -> None:
+    handler = http.server.BaseHTTPRequestHandler
+    with http.server.HTTPServer(("127.0.0.1", cluster.ports[0]), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(LaunchError, match="is no ZooKeeper"):
+            cluster.launcher.up(5)
+        server.shutdown()
 
 
 @pytest.mark.usefixtures("zookeeper")

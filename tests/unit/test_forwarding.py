@@ -147,7 +147,7 @@ async def test_a_node_that_takes_a_write_and_is_gone_leaves_it_unknown(
 
     server = await asyncio.start_server(take_and_vanish, "127.0.0.1", port)
     async with aiohttp.ClientSession() as session:
-        body = {} if method == "PUT" else None
+        body: dict[str, int] | None = {} if method == "PUT" else None
         answer = await Client(session, one.url)(method, "/v1/tables/orders/rows/a/1", body)
     assert error_of(answer, 504, "outcome_unknown")["outcome_unknown"] is True
 

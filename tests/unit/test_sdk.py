@@ -496,3 +496,27 @@ async def test_limits_of_the_cluster_hold() -> None:
                 await table.put(1, {"x": "y" * 50})
     finally:
         await stop_cluster(cluster)
+
+
+async def test_a_group_of_which_some_expired_before_it_left_is_sent_without_them(
+    cluster: FakeCluster,
+) -> None:
+    queue = ackord.QueueOptions(inflight_ops_max=4)
+    async with ackord.connect(cluster.nodes["n1"].url, queue=queue, timeout=5) as store:
+        await store.create_table("t", {"n": int})
+        table = store.table("t")
+        await table.put(0, {})
+        node, link = cluster.nodes["n1"], store.batcher.links["n1"]
+        node.script = once(lambda: throw(Hold()))
+        held = [asyncio.create_task(table.put(k, {})) for k in range(4)]
+        await until(lambda: link.inflight_count == 4)
+        waiting = [asyncio.create_task(table.put(4 + k, {}, timeout=(0.2, 5)[k % 2])) for k in range(4)]
+        done, _ = await asyncio.wait(waiting, timeout=0.7)
+        assert done == set(waiting[::2])
+        assert all(type(call.exception()) is ackord.Unavailable for call in done)
+        rid = next(iter(link.inflight))
+        link._frames_received([[[rid, None, [1, 2, 3, 4]]]])  # the held group is answered after all
+        async with asyncio.timeout(2):
+            assert await asyncio.gather(*held) == [1, 2, 3, 4]
+            await asyncio.gather(*waiting[1::2])
+        assert store.batcher.open_count == 0

@@ -66,7 +66,7 @@ class Launcher:
                 how = "starting" if len(started) == len(self._config.nodes) else "resuming"
                 names = ", ".join(node.name for node in started) or "waiting for all nodes"
                 self._say(f'Cluster "{self._config.cluster}" is {how}: {names}')
-                self._wait_ready(began + timeout_s, {node.name for node in started})
+                self._wait_ready(time.monotonic() + timeout_s, {node.name for node in started})
                 self._say(f"Every tablet is served (after {time.monotonic() - began:.1f} s).")
         self._say("")
         self._say(f"  {'coordination':<14}{coordination}")
@@ -152,6 +152,12 @@ class Launcher:
             )
         hosts = ",".join(str(address) for address in coordination.hosts)
         if any(_accepts(address) for address in coordination.hosts):
+            for address in coordination.hosts:
+                if zookeeper_process.is_something_else(address.host, address.port):
+                    raise LaunchError(
+                        f"What listens at {address} is no ZooKeeper. Stop it, or change `coordination` in "
+                        f"{self._config.path}."
+                    )
             return f"ZooKeeper at {hosts}"
         if len(coordination.hosts) > 1 or not is_loopback(coordination.hosts[0].host):
             raise LaunchError(

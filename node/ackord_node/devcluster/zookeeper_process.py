@@ -162,6 +162,22 @@ def is_serving(host: str, port: int) -> bool:
     return b"Mode: " in answer
 
 
+def is_something_else(host: str, port: int) -> bool:
+    """Whether what listens there is certainly no ZooKeeper: it answers, and not as one does. A server that
+    is silent gets the benefit of the doubt."""
+    answer = b""
+    try:
+        with socket.create_connection((host, port), timeout=1.0) as connection:
+            connection.settimeout(0.3)
+            connection.sendall(b"srvr\n")
+            answer = connection.recv(4096)
+    except OSError:
+        return False
+    return bool(answer) and not any(
+        word in answer.lower() for word in (b"zookeeper", b"mode: ", b"whitelist")
+    )
+
+
 def wait_until_serving(
     settings: ZooKeeperSettings, process: subprocess.Popen[bytes], timeout_s: float = 20.0
 ) -> None:
