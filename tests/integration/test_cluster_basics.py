@@ -350,3 +350,13 @@ async def _json(
         answer = await response.json()
         assert response.status == status, answer
         return answer
+
+
+async def test_many_large_rows_come_in_parts(store: ackord.Store) -> None:
+    """One group of reads asks for more than a node answers at once: what is over is refused and asked again."""
+    table = await new_table(store, {"size": str, "number": int})
+    keys = list(range(40))
+    for number in keys:
+        await table.put(("large", number), {"number": number, "filler": b"x" * 1_000_000})
+    rows = await table.get_many([("large", number) for number in keys])
+    assert [row and row["number"] for row in rows] == keys
