@@ -321,7 +321,7 @@ async def test_following_many_tablets_costs_no_more_than_the_budget(shared: ZooK
             await told.until(lambda: len(told.locks) == 1000, 10)
             proxy.requests = 0
             await asyncio.sleep(1)
-            assert 100 < proxy.requests < 3 * (2 * 128 + 8)
+            assert 40 < proxy.requests < 2 * (2 * 64 + 8)
             assert await b.create_descriptor(999, b"d0") is Cas.WON
             await told.until(lambda: told.descriptors[999] == (b"d0", 0), 0.5)
 

@@ -149,7 +149,7 @@ async def test_exit_codes_tell_not_done_from_unknown(
         for node in cluster.nodes.values():
             node.script = script
 
-    fails(Unavailable("not now", reason="minimum"))
+    fails(Unavailable("not now", reason="minimum", retry_after_ms=10_000))  # so that no attempt is under way
     assert (await ackord("--timeout", "0.5", "put", "orders", "a", "1", "--set", "x=1"))[0] == 3
     fails(Hold())
     assert (await ackord("--timeout", "0.5", "put", "orders", "a", "1", "--set", "x=1"))[0] == 4
