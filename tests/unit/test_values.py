@@ -196,3 +196,11 @@ def test_impossible_updates(arguments: tuple[Any, Any, Any]) -> None:
 def test_what_is_no_update(value: Any) -> None:
     with pytest.raises(InvalidRequest):
         check_update(msgpack.packb(value), DEFAULT_LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("set", False), ("set", 0), ("increment", 0), ("increment", "")]
+)
+def test_an_empty_looking_part_of_an_update_is_not_taken_as_none(field: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=field):
+        encode_update(**{field: value})

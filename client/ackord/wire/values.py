@@ -70,9 +70,9 @@ def encode_update(
     """The body of an update: columns to set, columns to delete, ints to add to columns."""
     if isinstance(delete, str | bytes) or not isinstance(delete, list | tuple | frozenset):
         raise _invalid("delete", "delete must be a list of column names", ascii(delete)[:80])
-    changes = _as_dict(set or {}, "set")
+    changes = _as_dict({} if set is None else set, "set")
     removed = list(delete)
-    increments = _as_dict(increment or {}, "increment")
+    increments = _as_dict({} if increment is None else increment, "increment")
     _check_update(changes, removed, increments, limits)
     blob = _packed([changes, removed, increments], changes)
     _check_size(len(blob), limits)
