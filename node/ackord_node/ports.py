@@ -7,7 +7,7 @@ every adapter of a port with one suite. Times are seconds as floats unless a nam
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -284,7 +284,3 @@ class PeerTransport(Protocol):
     def is_up(self, node: str) -> bool: ...
 
     def queued_bytes(self, node: str) -> int: ...
-
-
-TextMap = Mapping[str, str]
-Callback = Callable[[], None]

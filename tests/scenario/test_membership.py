@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ackord.errors import Unavailable
-from ackord_node.core.effects import Received
+from ackord_node.core import messages as m
+from ackord_node.core.effects import DiskSlow, DiskWell, HandOver, PeerDown, Received
 from ackord_node.core.progress import Progress
 from tests.support.core_clients import Reader
 from tests.support.core_cluster import Cluster
@@ -16,6 +17,7 @@ from tests.support.core_script import (
     ends,
     flows,
     formed,
+    holds,
     well,
 )
 
@@ -368,3 +370,33 @@ def test_reads_go_on_at_every_member_while_one_is_away() -> None:
         reader: Reader = c.read(name, op.key)
         assert reader.rows[0] == c.oracle.rows[op.key]
     well(c)
+
+
+def test_a_coordinator_with_a_full_disk_stays_at_the_minimum() -> None:
+    """A successor's epoch would have to be stored by the full member too, so that not even reads could go on."""
+    c = formed()
+    op = c.put_done()
+    c.crash("n3")
+    c.run_until(lambda: c.in_sync() == ["n1", "n2"], 6)
+    c.run(0.5)
+    epoch = c.service.descriptor.epoch
+    c.step(c.leader(), DiskSlow("the disk is full"))
+    c.run(4)
+    assert (c.leader().name, c.service.descriptor.epoch) == ("n1", epoch)
+    reader: Reader = c.read("n1", op.key)
+    assert reader.rows[0] == c.oracle.rows[op.key]
+    c.step(c.leader(), DiskWell())
+    well(c)
+
+
+def test_a_new_coordinator_does_not_wait_for_the_answer_of_a_peer_that_is_gone() -> None:
+    c = formed()
+    holds(c, m.INQUIRE_ANSWER, source="n3")
+    c.step(c.leader(), HandOver("n2"))
+    n2 = c.nodes["n2"]
+    c.run_until(lambda: n2.core.coordinator is not None, 5)
+    c.run(0.1)  # its epoch is on disk and n1 has answered; the inquiry ends by itself after 0.2 s
+    assert n2.core.coordinator is not None
+    assert not n2.core.coordinator.is_active
+    c.step(n2, PeerDown("n3", refused=False))
+    assert n2.core.coordinator.is_active

@@ -196,7 +196,7 @@ class HttpPeerTransport:
         self, cluster: str, cluster_id: str, from_node: str, to_node: str, digest: str
     ) -> Error | None:
         if self.is_closed or self.listener is None:
-            return Unavailable(f"node {self.name} is stopping")
+            return Unavailable(f"node {self.name} is {'stopping' if self.is_closed else 'starting'}")
         if cluster != self.cluster:
             return Unauthorized(f"another cluster: this is {self.cluster!r}, not {cluster!r}")
         if to_node != self.name:

@@ -319,4 +319,3 @@ class TabletBatch:
     applied: int = 0
     promised: int = 0
     generation: int = 0  # of the copy; a batch taken before the copy was rebuilt says nothing of the new one
-    marks: list[Any] = field(default_factory=list)  # answers to give once it is durable

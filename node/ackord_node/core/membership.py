@@ -40,7 +40,6 @@ class Membership:
         self._ticket = 0
         self._asked_at = NEVER
         self._is_settling = False
-        self._proposed_at = NEVER
         self.drain = Drain.NO
         self._successor: str | None = None
         self._drain_at = NEVER
@@ -177,7 +176,6 @@ class Membership:
         wanted = self._removal(now) or self._addition(now)
         if wanted is not None:
             self.proposed = wanted
-            self._proposed_at = now
             self._send_swap(now)
 
     def _removal(self, now: float) -> frozenset[Member] | None:
