@@ -318,8 +318,9 @@ async def test_coordinators_are_spread_again_after_a_node_came_back(
     node.kill()
     await asyncio.to_thread(node.wait_exit)
     await asyncio.gather(*(table.put(n, {"n": n}) for n in range(60)))  # so that all have new coordinators
-    left = Counter(cluster.coordinators(table.name, "n1").values())
-    assert left == {"n1": 3, "n3": 3}, "the tablets of a dead node go to the others evenly"
+    # The next in preference wins the election unless it is held up for longer than the ranks are apart; then it is
+    # given the tablet a little later (balance_delay), so evenness is reached in the end, not at every moment.
+    await asyncio.to_thread(cluster.wait_spread, table.name, only=["n1", "n3"])
     node.start()
     await asyncio.to_thread(cluster.wait_in_sync, table.name)
     await asyncio.to_thread(cluster.wait_spread, table.name)

@@ -286,13 +286,15 @@ class RealCluster:
             assert time.monotonic() - started < timeout_s, f"not in sync again: {lacking}\n{self.logs()}"
             time.sleep(POLL_S)
 
-    def wait_spread(self, table: str, timeout_s: float = 30.0) -> float:
-        """Until the table's coordinators are evenly spread over all nodes; the seconds that took."""
+    def wait_spread(self, table: str, timeout_s: float = 30.0, *, only: Sequence[str] | None = None) -> float:
+        """Until the table's coordinators are evenly spread over all nodes, or over ``only`` those; the seconds
+        that took."""
         started = time.monotonic()
+        wanted = list(self.nodes) if only is None else list(only)
         while True:
-            names = list(self.coordinators(table).values())
-            counts = [names.count(name) for name in self.nodes]
-            if None not in names and max(counts) - min(counts) <= 1:
+            names = list(self.coordinators(table, only[0] if only else None).values())
+            counts = [names.count(name) for name in wanted]
+            if sum(counts) == len(names) and max(counts) - min(counts) <= 1:
                 return time.monotonic() - started
             assert time.monotonic() - started < timeout_s, f"not spread evenly: {names}\n{self.logs()}"
             time.sleep(POLL_S)
