@@ -18,6 +18,7 @@ from typing import Any
 
 from rocksdict import ColumnFamily, WriteBatch
 
+from ackord_node.adapters.engine_rocksdb_check import disarm
 from ackord_node.adapters.engine_rocksdb_folder import DataFolder
 from ackord_node.adapters.engine_rocksdb_log import Bounds, LogChanges, stored_bounds
 from ackord_node.adapters.engine_rocksdb_read import (
@@ -111,6 +112,7 @@ class RocksEngine:
         """Opens what a power loss leaves behind; what it does not leave, point-in-time and suspect (R13)."""
         path = self._folder.store_path
         try:
+            disarm(path)
             return RocksStore(path, self._limits, create=is_new)
         except Exception as error:
             refusal = engine_error(error, f"open {path}")

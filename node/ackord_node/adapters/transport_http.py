@@ -220,7 +220,7 @@ class HttpPeerTransport:
     def _log_refusal(self, refusal: Error, hello: Any, remote: str | None) -> None:
         if isinstance(refusal, Unavailable):
             return
-        sender = hello[3] if isinstance(hello, list) and len(hello) > 3 else None
+        sender = hello[3] if isinstance(hello, list) and len(hello) > 3 and type(hello[3]) is str else None
         text = f"refused a stream of node {sender!r}: {refusal.message}"[:500]  # once, not at each attempt
         if text not in self._refusals_logged and len(self._refusals_logged) < REFUSALS_LOGGED_MAX:
             self._refusals_logged.add(text)

@@ -13,6 +13,7 @@ from ackord.wire.frames import packb, unpackb
 
 META_FORMAT = 1
 META_FORMAT_OLDEST = 1
+_FIELDS_COUNT = 13
 
 
 @dataclass(slots=True)
@@ -57,10 +58,13 @@ class CopyMeta:
     def decode(cls, data: bytes) -> CopyMeta:
         """Raises ValueError if the record is of a format that this program does not read."""
         raw: list[Any] = unpackb(data)
-        if not META_FORMAT_OLDEST <= raw[0] <= META_FORMAT:
+        found = raw[0] if isinstance(raw, list) and raw else type(raw).__name__
+        if type(found) is not int or not META_FORMAT_OLDEST <= found <= META_FORMAT:
             raise ValueError(
-                f"copy metadata of format {raw[0]!r}; this program reads {META_FORMAT_OLDEST} to {META_FORMAT}"
+                f"copy metadata of format {found!r}; this program reads {META_FORMAT_OLDEST} to {META_FORMAT}"
             )
+        if len(raw) != _FIELDS_COUNT or type(raw[5]) is not list:
+            raise ValueError(f"copy metadata whose fields are not those of format {found}")
         (
             _,
             copy_id,
@@ -81,7 +85,7 @@ class CopyMeta:
             promised,
             applied,
             trimmed,
-            [(index, epoch) for index, epoch in runs],
+            _runs(runs),
             last,
             collected,
             suspect,
@@ -90,3 +94,10 @@ class CopyMeta:
             version,
             rec,
         )
+
+
+def _runs(raw: list[Any]) -> list[tuple[int, int]]:
+    try:
+        return [(index, epoch) for index, epoch in raw]
+    except TypeError as error:
+        raise ValueError(f"copy metadata whose runs are not pairs: {error}") from None

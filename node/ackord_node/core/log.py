@@ -20,6 +20,11 @@ _TABLET = struct.Struct(">Q")
 HEADER_BYTES = _HEADER.size
 
 
+def index_of(record: bytes) -> int:
+    """The index that a record claims; nothing of it is verified."""
+    return int.from_bytes(record[12:20], "big")
+
+
 class RecordCorrupt(ValueError):
     """A log record failed its checksum or is not a record of this tablet and index."""
 
@@ -59,8 +64,12 @@ class Entry:
         crc, epoch, index, version = _HEADER.unpack_from(record)
         if zlib.crc32(memoryview(record)[4:], zlib.crc32(_TABLET.pack(tablet))) != crc:
             raise RecordCorrupt(f"log record (epoch {epoch}, index {index}) failed its checksum")
-        groups = unpackb(memoryview(record)[HEADER_BYTES:])
-        return cls(epoch, index, version, groups, record)
+        try:
+            return cls(epoch, index, version, unpackb(memoryview(record)[HEADER_BYTES:]), record)
+        except (ValueError, TypeError, LookupError) as error:
+            raise RecordCorrupt(
+                f"log record (epoch {epoch}, index {index}) holds no groups: {error}"
+            ) from None
 
     def changes(self) -> Iterable[tuple[bytes, bytes | None]]:
         """(key, row or None) of every row change, in order."""
@@ -95,6 +104,11 @@ class Log:
     def end(self) -> int:
         return self.first + len(self.entries) - 1
 
+    @property
+    def last_epoch(self) -> int:
+        """Epoch of the last entry; 0 if there never was one."""
+        return self.runs[-1][1]
+
     def epoch_at(self, index: int) -> int | None:
         """Epoch of the entry at ``index`` (also at ``trimmed``), None if the log does not reach there."""
         if index < self.trimmed or index > self.end:
@@ -116,6 +130,10 @@ class Log:
         """The entry if it is in memory."""
         offset = index - self.first
         return self.entries[offset] if 0 <= offset < len(self.entries) else None
+
+    def span(self, first: int, last: int) -> list[Entry]:
+        """The entries from ``first`` to ``last``, which must be in memory."""
+        return self.entries[first - self.first : last + 1 - self.first]
 
     def cut(self, index: int) -> list[Entry]:
         """Removes the entries from ``index`` on, which must be in memory, and returns them."""

@@ -8,9 +8,11 @@ another epoch than the coordinator's own counts for nothing.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from ackord.wire.frames import packb
+from ackord_node.core.log import HEADER_BYTES, index_of
 
 APPEND = 1  # tablet, epoch, previous index, previous epoch, commit point, [record, ...], recovered
 CONFIRM = 2  # tablet, epoch, copy_id, index: on disk up to here
@@ -40,34 +42,84 @@ def checksum(records: list[Any]) -> int:
     return zlib.crc32(packb(records))
 
 
-# kind -> number of fields after the kind, for the check of what a peer sent
-FIELDS = {
-    APPEND: 7,
-    CONFIRM: 4,
-    MISMATCH: 5,
-    BEACON: 9,
-    BEACON_CONFIRM: 7,
-    INQUIRE: 3,
-    INQUIRE_ANSWER: 8,
-    HANDOVER: 3,
-    LEAVE: 3,
-    SNAPSHOT: 8,
-    SNAPSHOT_TAKEN: 5,
-    FENCED: 3,
-    COMMIT: 3,
-    STOPPING: 2,
+# What fields may be. A peer of this cluster is believed (it may be late or dead, but does not lie); a message that no
+# node can have sent shows a bug or damage on the way, and must not get as far as a tablet's state.
+INT63_END = 1 << 63
+_SPACES = ("rows", "requests", "end")
+_HEADER_COUNT = 5  # of a snapshot: index, epoch, last version, collected below, the replaced copy_id
+
+
+def _is_natural(value: Any) -> bool:
+    return type(value) is int and 0 <= value < INT63_END
+
+
+def _is_time(value: Any) -> bool:
+    """Seconds of some clock; -1 stands for none. Neither NaN, which no comparison orders, nor an infinity."""
+    return (type(value) is float or type(value) is int) and -1 <= value < INT63_END
+
+
+def _are_log_records(value: Any) -> bool:
+    return type(value) is list and all(type(record) is bytes for record in value)
+
+
+def _are_pairs(value: Any) -> bool:
+    return type(value) is list and all(
+        type(pair) is list and len(pair) == 2 and type(pair[0]) is bytes and type(pair[1]) is bytes
+        for pair in value
+    )
+
+
+def _is_space(value: Any) -> bool:
+    return type(value) is str and value in _SPACES
+
+
+def _is_header(value: Any) -> bool:
+    return value is None or (
+        type(value) is list and len(value) == _HEADER_COUNT and all(map(_is_natural, value))
+    )
+
+
+_N, _T = _is_natural, _is_time
+
+# kind -> what each field after the kind must be, tablet and epoch first
+FIELDS: dict[int, tuple[Callable[[Any], bool], ...]] = {
+    APPEND: (_N, _N, _N, _N, _N, _are_log_records, _N),
+    CONFIRM: (_N, _N, _N, _N),
+    MISMATCH: (_N, _N, _N, _N, _N),
+    BEACON: (_N, _N, _T, _N, _N, _T, _T, _N, _N),
+    BEACON_CONFIRM: (_N, _N, _N, _T, _T, _N, _N),
+    INQUIRE: (_N, _N, _N),
+    INQUIRE_ANSWER: (_N, _N, _N, _N, _N, _N, _N, _N),
+    HANDOVER: (_N, _N, _N),
+    LEAVE: (_N, _N, _N),
+    SNAPSHOT: (_N, _N, _N, _N, _is_space, _are_pairs, _is_header, _N),
+    SNAPSHOT_TAKEN: (_N, _N, _N, _N, _N),
+    FENCED: (_N, _N, _N),
+    COMMIT: (_N, _N, _N),
+    STOPPING: (_N, _N),
 }
 
 
 def check(message: Any) -> Message:
-    """The message if it has the shape of one; ValueError otherwise."""
-    if not isinstance(message, list) or len(message) < 3 or not isinstance(message[0], int):
+    """The message if each of its fields can be one; ValueError otherwise."""
+    if type(message) is not list or len(message) < 3 or type(message[0]) is not int:
         raise ValueError(f"peer message is not a list of kind, tablet and epoch: {type(message).__name__}")
-    expected = FIELDS.get(message[0])
-    if expected is None or len(message) != expected + 1:
-        raise ValueError(
-            f"peer message of kind {message[0]} with {len(message) - 1} fields, expected {expected}"
-        )
-    if type(message[1]) is not int or type(message[2]) is not int:
-        raise ValueError(f"peer message of kind {message[0]}: tablet and epoch must be integers")
+    kind = message[0]
+    fields = FIELDS.get(kind)
+    if fields is None or len(message) != len(fields) + 1:
+        raise ValueError(f"peer message of kind {kind} with {len(message) - 1} fields")
+    for at, is_right in enumerate(fields, start=1):
+        if not is_right(message[at]):
+            raise ValueError(
+                f"peer message of kind {kind}: field {at} is wrong ({type(message[at]).__name__})"
+            )
+    if kind == APPEND:
+        _check_run(message[3], message[6])
     return message
+
+
+def _check_run(previous: int, records: list[bytes]) -> None:
+    """Records follow the entry that the prefix check looks at, one by one: a gap would shift the log."""
+    for index, record in enumerate(records, start=previous + 1):
+        if len(record) < HEADER_BYTES or index_of(record) != index:
+            raise ValueError(f"peer message of kind {APPEND}: its records do not run on from {previous}")

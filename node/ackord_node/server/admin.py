@@ -13,6 +13,8 @@ from ackord_node.runtime.service import Service
 from ackord_node.server.bodies import answer, check_query, read_body
 from ackord_node.server.metrics import METRICS_CONTENT_TYPE, Metrics
 
+_RECOVER_TYPES = {"action": str, "tablet": int, "node": str, "accept_loss": bool, "without": list}
+
 
 class AdminHandlers:
     def __init__(self, service: Service, metrics: Metrics) -> None:
@@ -43,4 +45,12 @@ class AdminHandlers:
         body = await read_body(request, self._service.limits)
         if not isinstance(body.value, dict):
             raise InvalidRequest("the body must be a map", field="body")
+        for name, kind in _RECOVER_TYPES.items():
+            given = body.value.get(name)
+            if given is not None and type(given) is not kind:
+                raise InvalidRequest(
+                    f"{name} must be of type {kind.__name__}, not {type(given).__name__}", field=name
+                )
+        if any(type(node) is not str for node in body.value.get("without") or ()):
+            raise InvalidRequest("without must be a list of nodes' names", field="without")
         return answer(request, await self._service.recover(body.value))

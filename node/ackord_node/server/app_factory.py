@@ -9,7 +9,7 @@ from aiohttp import web
 
 from ackord_node.runtime.service import Service
 from ackord_node.server.admin import AdminHandlers
-from ackord_node.server.errors import errors_middleware
+from ackord_node.server.errors import errors_middleware, http_logger
 from ackord_node.server.forward import Forwarder
 from ackord_node.server.metrics import Metrics
 from ackord_node.server.rows import RowHandlers
@@ -75,5 +75,10 @@ def make_runner(app: web.Application) -> web.AppRunner:
     """The runner with this project's settings (aiohttp sets TCP_NODELAY on every connection itself). At a
     planned stop: first stop the runner's sites, then close the peer transport, then clean the runner up."""
     return web.AppRunner(
-        app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S, max_line_size=LINE_BYTES_MAX
+        app,
+        access_log=None,
+        logger=http_logger(),
+        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+        max_line_size=LINE_BYTES_MAX,
+        auto_decompress=False,  # no body with a content encoding is taken, so none is unpacked either
     )

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from ackord.errors import Error, InvalidRequest, OutcomeUnknown, Unavailable
 from ackord.wire.messages import error_to_wire
@@ -20,6 +21,27 @@ from ackord_node.server.bodies import BodyRefused, answer
 log = logging.getLogger("ackord.server")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _SendersFault(logging.Filter):
+    """What is no HTTP, or a body that breaks off, is no bug of this node: one line, without a traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError | web.RequestPayloadError | ConnectionError):
+            record.msg = f"{record.getMessage()}: {type(error).__name__}: {error}"[:500]
+            record.args = ()
+            record.exc_info = record.exc_text = None
+            record.levelno, record.levelname = logging.INFO, "INFO"
+        return True
+
+
+def http_logger() -> logging.Logger:
+    """What aiohttp's own part of the server logs to."""
+    logger = logging.getLogger("ackord.http")
+    if not any(isinstance(known, _SendersFault) for known in logger.filters):
+        logger.addFilter(_SendersFault())
+    return logger
 
 
 class Answered(Exception):
@@ -85,6 +107,10 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
         return error_response(request, error)
     except web.HTTPException as error:
         return _http_error(request, error)
+    except web.RequestPayloadError as error:
+        return error_response(
+            request, InvalidRequest(f"the body is broken: {str(error)[:200]}", field="body")
+        )
     except ConnectionError:  # nobody hears this; aiohttp needs an answer to end with
         log.info("%s went away before %s %s was answered", request.remote, request.method, request.path)
         return error_response(request, Unavailable("the client went away"))

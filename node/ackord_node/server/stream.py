@@ -185,7 +185,10 @@ class ClientStream:
                 wire=WIRE_VERSION,
             )
         if cluster is not None and cluster != service.cluster:
-            raise Unauthorized(f"another cluster: this is {service.cluster!r}, not {str(cluster)[:100]!r}")
+            named = (
+                cluster[:100] if type(cluster) is str else type(cluster).__name__
+            )  # not a structure's text
+            raise Unauthorized(f"another cluster: this is {service.cluster!r}, not {named!r}")
         await self._response.write(
             encode_frame([version, service.cluster, service.name, service.incarnation, service.now_version()])
         )
