@@ -221,7 +221,10 @@ class Coordination(Protocol):
     async def tables(self) -> dict[str, tuple[bytes, int]]:
         """name -> (definition, version)."""
 
-    async def create_table(self, name: str, data: bytes) -> Cas: ...
+    async def create_table(self, name: str, data: bytes) -> Cas:
+        """WON if there was none of that name. A name's versions never start again, so that a late change of an
+        earlier table (an outcome that was unknown) cannot touch a later one of the same name, or bring the
+        earlier one back."""
 
     async def update_table(self, name: str, data: bytes, version: int) -> Cas: ...
 

@@ -1,11 +1,12 @@
-"""What every Coordination adapter promises: one suite, run against memory and against a real ZooKeeper."""
+"""What every Coordination adapter promises: one suite, for memory, a simulated and a real ZooKeeper."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -13,6 +14,8 @@ from ackord_node.adapters.coordination_memory import MemoryCoordination, MemoryC
 from ackord_node.adapters.coordination_zookeeper import ZooKeeperCoordination
 from ackord_node.adapters.zookeeper_session import CloseSession, WireConnection
 from ackord_node.ports import Cas, Coordination, CoordinationError, LockAttempt
+from tests.sim.coordination import SimCoordination
+from tests.sim.service import SimCoordinationService
 from tests.support.coordination import Recorder, SystemClock
 from tests.support.zookeeper import ZooKeeperServer
 
@@ -48,6 +51,47 @@ class MemoryService:
     async def close(self) -> None:
         for node in self._nodes:
             await node.close()
+
+
+class LoopWorld:
+    """A simulated service's world and its clients' processes, on a real event loop."""
+
+    def __init__(self) -> None:
+        self.rng = random.Random(1)
+
+    @property
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def at(self, when: float, call: Callable[..., object], *args: Any) -> object:
+        return asyncio.get_running_loop().call_at(when, call, *args)
+
+
+class LoopProgram(SystemClock):
+    def post(self, call: Callable[..., object], *args: Any) -> None:
+        asyncio.get_running_loop().call_soon(call, *args)
+
+
+class SimService:
+    def __init__(self) -> None:
+        self.service = SimCoordinationService(LoopWorld())
+        # As near as a server on the same machine, which is what the pauses in these tests are meant for.
+        self.service.delay_range = self.service.leader_range = (0.0, 0.0003)
+        self.service.lag_range = (0.0, 0.001)
+        self._nodes: list[Coordination] = []
+        self._names: dict[int, str] = {}
+
+    async def join(self) -> tuple[Coordination, Recorder]:
+        name = f"n{len(self._nodes)}"
+        node = SimCoordination(self.service, LoopProgram(), name, SESSION_TIMEOUT_MS)
+        self._names[id(node)] = name
+        return await _started(node, self._nodes)
+
+    async def expire(self, node: Coordination) -> None:
+        self.service.expire(self._names[id(node)])
+
+    async def close(self) -> None:
+        await asyncio.gather(*(node.close() for node in self._nodes))
 
 
 class ZooKeeperService:
@@ -105,11 +149,17 @@ def zookeeper_of_module() -> Iterator[Callable[[], ZooKeeperServer]]:
         server.close()
 
 
-@pytest.fixture(params=["memory", pytest.param("zookeeper", marks=pytest.mark.integration)])
+@pytest.fixture(params=["memory", "sim", pytest.param("zookeeper", marks=pytest.mark.integration)])
 async def service(
     request: pytest.FixtureRequest, zookeeper_of_module: Callable[[], ZooKeeperServer]
 ) -> AsyncIterator[Service]:
-    made: Service = MemoryService() if request.param == "memory" else ZooKeeperService(zookeeper_of_module())
+    made: Service
+    if request.param == "memory":
+        made = MemoryService()
+    elif request.param == "sim":
+        made = SimService()
+    else:
+        made = ZooKeeperService(zookeeper_of_module())
     yield made
     await made.close()
 
@@ -147,6 +197,21 @@ async def test_tables_change_by_compare_and_set(service: Service) -> None:
     assert await a.tables() == {}
     assert await a.delete_table("orders", 1) is Cas.LOST
     await told.until(lambda: told.tables_changes > 0)
+
+
+async def test_a_late_change_of_an_earlier_table_does_not_touch_a_later_one(service: Service) -> None:
+    a, _ = await service.join()
+    assert await a.create_table("orders", b"v0") is Cas.WON
+    assert await a.update_table("orders", b"dropping", 0) is Cas.WON
+    assert await a.delete_table("orders", 1) is Cas.WON
+    assert await a.create_table("orders", b"again") is Cas.WON
+    assert await a.create_table("orders", b"third") is Cas.LOST
+    for version in (0, 1):
+        assert await a.update_table("orders", b"late", version) is Cas.LOST
+        assert await a.delete_table("orders", version) is Cas.LOST
+    ((data, version),) = (await a.tables()).values()
+    assert data == b"again"
+    assert await a.update_table("orders", b"changed", version) is Cas.WON
 
 
 @pytest.mark.parametrize("name", ["a/b", ".", "..", "ö%2F", "x" * 200])
@@ -280,8 +345,9 @@ async def test_the_last_registration_counts(service: Service) -> None:
     await a.register_node("n.1", b"new")
     await told.until(lambda: told.nodes_changes > before)
     assert await b.nodes() == {"n.1": b"new"}
+    await a.close()
     await b.register_node("n.1", b"of another process")
-    assert await a.nodes() == {"n.1": b"of another process"}
+    assert await b.nodes() == {"n.1": b"of another process"}
 
 
 async def test_an_ended_session_loses_its_locks_and_registers_again(service: Service) -> None:

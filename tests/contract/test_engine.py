@@ -10,17 +10,21 @@ import pytest
 from ackord_node.adapters.engine_memory import MemoryDisk, MemoryEngine
 from ackord_node.adapters.engine_rocksdb import RocksEngine
 from ackord_node.ports import Batch, Engine, EngineError, EngineFailed, EngineLocked
+from tests.sim.disk import SimDisk, SimEngine
 
 EngineMaker = Callable[[], Engine]
 NO_LIMIT = 1 << 40
 
 
-@pytest.fixture(params=["memory", "rocksdb"])
+@pytest.fixture(params=["memory", "sim", "rocksdb"])
 def make_engine(request: pytest.FixtureRequest, tmp_path: Path) -> EngineMaker:
     """Makes engines that are not open yet, all over the same disk."""
     if request.param == "memory":
         disk = MemoryDisk()
         return lambda: MemoryEngine(disk)
+    if request.param == "sim":
+        sim_disk = SimDisk(wal_bytes_max=1024)
+        return lambda: SimEngine(sim_disk)
     return lambda: RocksEngine(tmp_path / "data", reserve_bytes=0, write_buffer_bytes=1 << 20)
 
 

@@ -215,15 +215,19 @@ class MemoryCoordination:
 
     async def tables(self) -> dict[str, tuple[bytes, int]]:
         await self._reach()
-        return {name: (table.data, table.version) for name, table in sorted(self._service.tables.items())}
+        tables = sorted(self._service.tables.items())
+        return {name: (table.data, table.version) for name, table in tables if table.data}
 
     async def create_table(self, name: str, data: bytes) -> Cas:
+        await self._reach()
+        deleted = self._service.tables.get(name)
+        version = -1 if deleted is None else deleted.version
+
         def create() -> None:
-            self._service.tables[name] = _Versioned(data)
+            self._service.tables[name] = _Versioned(data, version + 1)
             self._service.tables_were_changed()
 
-        await self._reach()
-        return self._settle(name not in self._service.tables, create)
+        return self._settle(deleted is None or not deleted.data, create)
 
     async def update_table(self, name: str, data: bytes, version: int) -> Cas:
         def update() -> None:
@@ -234,12 +238,7 @@ class MemoryCoordination:
         return self._settle(_has_version(self._service.tables.get(name), version), update)
 
     async def delete_table(self, name: str, version: int) -> Cas:
-        def delete() -> None:
-            del self._service.tables[name]
-            self._service.tables_were_changed()
-
-        await self._reach()
-        return self._settle(_has_version(self._service.tables.get(name), version), delete)
+        return await self.update_table(name, b"", version)
 
     def _settle(self, wins: bool, apply: Callable[[], None]) -> Cas:
         applied, self.unknown_next = self.unknown_next, None

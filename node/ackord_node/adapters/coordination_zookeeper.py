@@ -5,7 +5,7 @@ Znodes under ROOT:
     cluster                         the cluster record
     ids                             the last table number given out, counted up by compare-and-set
     nodes/NAME                      ephemeral registration of a node
-    tables/NAME                     table definition
+    tables/NAME                     table definition, empty once it was deleted
     tablets/<16 hex>/descriptor     descriptor; its znode version is the compare-and-set version
     tablets/<16 hex>/lock           ephemeral lock, msgpack [token of the session, owner]
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Coroutine
 from typing import Any
 from urllib.parse import quote, unquote
@@ -26,7 +27,13 @@ from urllib.parse import quote, unquote
 import msgpack
 from aiozk import exc, protocol
 
-from ackord_node.adapters.zookeeper_session import GuardedSession, NotSent, SentAndLost
+from ackord_node.adapters.zookeeper_session import (
+    Connect,
+    GuardedSession,
+    NotSent,
+    SentAndLost,
+    connect_wire,
+)
 from ackord_node.adapters.zookeeper_watcher import Seen, ZnodeWatcher
 from ackord_node.ports import Cas, Clock, CoordinationError, CoordinationListener, LockAttempt
 
@@ -40,15 +47,26 @@ log = logging.getLogger(__name__)
 class ZooKeeperCoordination:
     """Implements the Coordination port; see the port for what each method guarantees."""
 
-    def __init__(self, hosts: list[str], root: str, session_timeout_ms: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        hosts: list[str],
+        root: str,
+        session_timeout_ms: int,
+        clock: Clock,
+        connect: Connect = connect_wire,
+        rng: random.Random | None = None,
+    ) -> None:
+        """``connect`` and ``rng`` are given by a simulator."""
         self.session_timeout_ms: int | None = None
         self._root = root.rstrip("/")
-        self._session = GuardedSession(hosts, session_timeout_ms, clock, self)
+        self._session = GuardedSession(
+            hosts, session_timeout_ms, clock, self, connect, rng or random.SystemRandom()
+        )
         self._watcher = ZnodeWatcher(self._session, clock)
         self._listener: CoordinationListener | None = None
         self._usable = asyncio.Event()
         self._set_up: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their start
         self._registration: tuple[str, bytes] | None = None
         self._registering = asyncio.Lock()
         self._followed: set[int] = set()
@@ -197,18 +215,23 @@ class ZooKeeperCoordination:
 
     async def tables(self) -> dict[str, tuple[bytes, int]]:
         found = await self._read_children(f"{self._root}/tables")
-        return {name: (seen.data, seen.version) for name, seen in found.items()}
+        return {name: (seen.data, seen.version) for name, seen in found.items() if seen.data}
 
     async def create_table(self, name: str, data: bytes) -> Cas:
         await self._ready()
-        return await self._create_once(self._table_path(name), data)
+        path = self._table_path(name)
+        outcome = await self._create_once(path, data)
+        if outcome is Cas.LOST:
+            found = await self._read(path)
+            if found is not None and not found.data:
+                return await self._swap(path, data, found.version)
+        return outcome
 
     async def update_table(self, name: str, data: bytes, version: int) -> Cas:
         return await self._swap(self._table_path(name), data, version)
 
     async def delete_table(self, name: str, version: int) -> Cas:
-        await self._ready()
-        return await self._settle(protocol.DeleteRequest(path=self._table_path(name), version=version))
+        return await self._swap(self._table_path(name), b"", version)  # so that versions go on
 
     def _table_path(self, name: str) -> str:
         return f"{self._root}/tables/{_escape(name)}"
@@ -352,8 +375,8 @@ class ZooKeeperCoordination:
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
     async def _ready(self) -> None:

@@ -170,6 +170,10 @@ class Catalogue:
             wanted = self._replicas_count if waited < SERVED_WAIT_S / 3 else self._min_in_sync
             if all(self._is_served(t.id, wanted) for t in definition.tablets):
                 return
+            if any(self._is_dropped(t.id) for t in definition.tablets):
+                raise Unavailable(
+                    f"table {definition.name!r} was dropped meanwhile", reason="dropping", retry_after_ms=1000
+                )
             if waited > SERVED_WAIT_S:
                 raise Unavailable(
                     f"table {definition.name!r} stands, but not all of its tablets are served yet",
@@ -186,6 +190,10 @@ class Catalogue:
         return (
             known is not None and known[0].coordinator is not None and len(known[0].in_sync) >= members_count
         )
+
+    def _is_dropped(self, tablet: int) -> bool:
+        known = self.descriptors.get(tablet)
+        return known is not None and known[0].dropped
 
     async def drop(self, name: str) -> None:
         async with _Certainty(f"drop table {name!r}") as certainty:
