@@ -78,12 +78,12 @@ class Batcher:
         self._up: dict[str, NodeLink] = {}
         self._suspect: set[str] = set()
         self._pending: dict[int, dict[TabletRoute, list[Any]]] = {OP_GET: {}, OP_WRITE: {}, OP_SCAN: {}}
-        self._parked: set[Parked] = set()
+        self._parked: dict[Parked, None] = {}  # in order of arrival
         self._flush_timer: Cancellable | None = None
         self._sweep_timer: Cancellable | None = None
         self._sweep_at = float("inf")
         self._identities = Identities(environment, routing.now_version)
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], None] = {}
         self._is_closed = False
         self._update_links()
 
@@ -287,7 +287,7 @@ class Batcher:
 
     def _park(self, ops: list[Operation], seconds: float) -> None:
         parked = Parked(ops)
-        self._parked.add(parked)
+        self._parked[parked] = None
         parked.timer = self._environment.call_later(seconds, lambda: self._unpark(parked))
         self._watch(parked.deadline)
 
@@ -313,7 +313,7 @@ class Batcher:
     def _unpark(self, parked: Parked) -> None:
         if parked.timer is not None:
             parked.timer.cancel()
-        self._parked.discard(parked)
+        self._parked.pop(parked, None)
         for op in parked.ops:
             self._requeue(op)
 
@@ -357,8 +357,8 @@ class Batcher:
                 del self.links[name]
                 link.drop("no longer part of the cluster at this address")
                 task = asyncio.get_running_loop().create_task(link.close())
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
+                self._closing[task] = None
+                task.add_done_callback(self._closing.pop)
         for name, url in nodes.items():
             if name not in self.links:
                 link = NodeLink(

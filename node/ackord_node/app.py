@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import os
+import secrets
 import signal
 import sys
 from typing import Any
@@ -21,10 +22,10 @@ from ackord_node.adapters.coordination_zookeeper import ZooKeeperCoordination
 from ackord_node.adapters.engine_rocksdb import RocksEngine
 from ackord_node.adapters.transport_http import HttpPeerTransport
 from ackord_node.config import ClusterConfig, NodeConfig
-from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.types import LogLimits, Timing
-from ackord_node.ports import Batch, EngineCorrupt, EngineError
-from ackord_node.runtime.identity import IdentityError, check_folder, read_facts
+from ackord_node.ports import EngineCorrupt, EngineError
+from ackord_node.runtime.engine_thread import EngineThread
+from ackord_node.runtime.identity import IdentityError, check_folder, check_readable, mark_suspect, read_facts
 from ackord_node.runtime.node import Node
 from ackord_node.runtime.recovery import INVENTORY_PATH
 from ackord_node.runtime.settings import NodeSettings
@@ -74,30 +75,17 @@ def open_engine(config: NodeConfig) -> RocksEngine:
     )
     try:
         engine.open()
+        check_readable(engine)
     except EngineCorrupt as error:
+        engine.close()
         aside = engine.set_aside()
         log.error(
             "the store is void (rule R14): %s. It is kept as %s; peers refill an empty one", error, aside
         )
         engine.open()
     if engine.suspect:
-        _mark_suspect(engine)
+        mark_suspect(engine)
     return engine
-
-
-def _mark_suspect(engine: RocksEngine) -> None:
-    """Rule R13: the store lost the end of its log; each copy says so durably before anything is answered."""
-    log.error(
-        "the store's log was refused and cut at the damage: its copies count only once they are refilled"
-    )
-    batch = Batch()
-    for tablet, data in engine.metas().items():
-        meta = CopyMeta.decode(data)
-        meta.suspect = True
-        batch.meta[tablet] = meta.encode()
-    if not batch.is_empty():
-        engine.commit(batch)
-    engine.clear_suspicion()
 
 
 class App:
@@ -151,6 +139,8 @@ class App:
             facts,
             lambda reason, is_void: crash_void(engine, reason) if is_void else crash(reason),
             self._ask_peer,
+            EngineThread(),
+            secrets.randbits,
         )
         app = build_app(node, transport, metrics)
         _add_peer_pages(app, node)

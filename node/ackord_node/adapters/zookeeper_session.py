@@ -24,8 +24,7 @@ import asyncio
 import logging
 import random
 import struct
-import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from aiozk import exc, protocol
@@ -64,6 +63,38 @@ class SessionListener(Protocol):
         """The old session is over: everything ephemeral of it is gone. A new one is being opened."""
 
     def watch_fired(self, path: str) -> None: ...
+
+
+class Wire(Protocol):
+    """One connection to one server; ``read_loop_task`` is done when it has ended."""
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def read_loop_task(self) -> asyncio.Future[None] | None: ...
+
+    async def open(self) -> None: ...
+
+    async def handshake(
+        self, timeout_ms: int, session_id: int, password: bytes
+    ) -> protocol.ConnectResponse: ...
+
+    def start_read_loop(self) -> None: ...
+
+    def send(
+        self, request: protocol.Request, xid: int | None = None
+    ) -> asyncio.Future[tuple[int, protocol.Response]]: ...
+
+    def is_open(self) -> bool: ...
+
+    def tear_down(self) -> None: ...
+
+
+Connect = Callable[[str, int, Callable[[protocol.WatchEvent], None]], Wire]
 
 
 class CloseSession(protocol.CloseRequest):
@@ -122,15 +153,27 @@ class WireConnection(Connection):
                 future.set_exception(exc.ConnectError(self.host, self.port))
 
 
+def connect_wire(host: str, port: int, on_watch: Callable[[protocol.WatchEvent], None]) -> Wire:
+    """A real connection, not open yet."""
+    return WireConnection(host, port, on_watch, None)
+
+
 class GuardedSession:
     """A ZooKeeper session that is kept alive and resumed in the background.
 
-    ``timeout_ms`` is the negotiated session timeout (None before the first session), ``token`` names the
-    session among all that ever were: it is renewed with each new one.
+    ``connect`` makes its connections, ``rng`` is its only randomness. ``timeout_ms`` is the negotiated session
+    timeout (None before the first session), ``token`` names the session among all that ever were: it is
+    renewed with each new one.
     """
 
     def __init__(
-        self, hosts: Sequence[str], timeout_ms: int, clock: Clock, listener: SessionListener
+        self,
+        hosts: Sequence[str],
+        timeout_ms: int,
+        clock: Clock,
+        listener: SessionListener,
+        connect: Connect,
+        rng: random.Random,
     ) -> None:
         self.timeout_ms: int | None = None
         self.session_id = 0
@@ -140,7 +183,9 @@ class GuardedSession:
         self._timeout_ms_wanted = timeout_ms
         self._clock = clock
         self._listener = listener
-        self._connection: WireConnection | None = None
+        self._new_connection = connect
+        self._rng = rng
+        self._connection: Wire | None = None
         self._task: asyncio.Task[None] | None = None
         self._closing = False
         self._heard_s = 0.0
@@ -209,13 +254,13 @@ class GuardedSession:
         self._heard_s = self._clock.now()
         return results[1:]
 
-    def _live(self) -> WireConnection:
+    def _live(self) -> Wire:
         if self._closing or self._connection is None or not self._connection.is_open():
             raise NotSent("not connected to ZooKeeper")
         return self._connection
 
     def _send(
-        self, connection: WireConnection, request: protocol.Request
+        self, connection: Wire, request: protocol.Request
     ) -> asyncio.Future[tuple[int, protocol.Response]]:
         self._xid = self._xid % XID_MAX + 1
         return connection.send(request, xid=self._xid)
@@ -227,7 +272,7 @@ class GuardedSession:
         patience_s = patience_s_first = max(PATIENCE_S_MIN, min(1.0, self.timeout_s / (2 * len(self._hosts))))
         while not self._closing:
             if pause_s:
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+                await asyncio.sleep(pause_s * self._rng.uniform(0.5, 1.0))
             pause_s = min(max(2 * pause_s, PAUSE_S_MIN), PAUSE_S_MAX)
             connection = await self._connect_any(patience_s)
             if connection is None:
@@ -239,8 +284,8 @@ class GuardedSession:
             if self._clock.now() - born_s > STABLE_S:
                 pause_s = 0.0
 
-    async def _connect_any(self, patience_s: float) -> WireConnection | None:
-        hosts = random.sample(self._hosts, len(self._hosts))
+    async def _connect_any(self, patience_s: float) -> Wire | None:
+        hosts = self._rng.sample(self._hosts, len(self._hosts))
         hosts.sort(key=lambda host: host == self._failed_host)  # the one that just failed goes last
         for host, port in hosts:
             connection = await self._connect(host, port, patience_s)
@@ -248,7 +293,7 @@ class GuardedSession:
                 return connection
         return None
 
-    async def _connect(self, host: str, port: int, patience_s: float) -> WireConnection | None:
+    async def _connect(self, host: str, port: int, patience_s: float) -> Wire | None:
         """Resumes the session at one host, or opens a new one if the server says that the old one ended."""
         if self.session_id:
             connection, response = await self._attempt(host, port, patience_s)
@@ -265,13 +310,13 @@ class GuardedSession:
             connection.tear_down()
             return None
         self.session_id, self.password = response.session_id, response.password
-        self.token = uuid.uuid4().bytes
+        self.token = self._rng.randbytes(16)
         return self._adopt(connection, response)
 
     async def _attempt(
         self, host: str, port: int, patience_s: float
-    ) -> tuple[WireConnection | None, protocol.ConnectResponse | None]:
-        connection = WireConnection(host, port, self._watch_event, None)
+    ) -> tuple[Wire | None, protocol.ConnectResponse | None]:
+        connection = self._new_connection(host, port, self._watch_event)
         try:
             async with asyncio.timeout(patience_s):
                 await connection.open()
@@ -285,7 +330,7 @@ class GuardedSession:
             raise
         return connection, response
 
-    def _adopt(self, connection: WireConnection, response: protocol.ConnectResponse) -> WireConnection:
+    def _adopt(self, connection: Wire, response: protocol.ConnectResponse) -> Wire:
         if response.timeout != self.timeout_ms and response.timeout > self._timeout_ms_wanted:
             log.warning(
                 "ZooKeeper raised the session timeout from %d ms to %d ms (its minSessionTimeout): "
@@ -301,7 +346,7 @@ class GuardedSession:
         self.session_id, self.password, self.token = 0, bytes(16), b""
         self._listener.session_ended()
 
-    async def _serve(self, connection: WireConnection) -> None:
+    async def _serve(self, connection: Wire) -> None:
         """Keeps the session alive until the connection ends; the connection is gone on return."""
         connection.start_read_loop()
         self._connection = connection
@@ -317,7 +362,7 @@ class GuardedSession:
             log.info("connection to ZooKeeper at %s:%d ended", connection.host, connection.port)
             self._listener.disconnected()
 
-    async def _keep_alive(self, connection: WireConnection) -> None:
+    async def _keep_alive(self, connection: Wire) -> None:
         reading = connection.read_loop_task
         assert reading is not None
         while True:

@@ -57,6 +57,7 @@ class Coordinator:
                 f"{node} knows commit point {message[7]}, but the own log ends at {self._s.log.end}: "
                 "the own disk rolled back"
             )
+            return
         self._unanswered.discard(node)
         self._settle(now)
 
@@ -67,7 +68,7 @@ class Coordinator:
 
     def _settle(self, now: float) -> None:
         s = self._s
-        if self.is_active or self.resign_reason is not None or s.promised_durable < self.epoch:
+        if self.is_active or s.promised_durable < self.epoch:
             return
         if self._unanswered and now - self._asked_at < s.config.timing.inquiry_timeout:
             return
@@ -79,12 +80,15 @@ class Coordinator:
     # ------------------------------------------------------------------------------- authority
 
     def authority(self) -> float:
-        """Rule R5: when the right to answer ends; infinite if there is no other member."""
+        """Rule R5: when the right to answer ends; infinite if there is no other member. None before the set was
+        first complete: until then any replica may take over, whatever this one's leases say (R2)."""
+        if self.membership.descriptor.is_newborn:
+            return NEVER
         until = FOREVER
         for member in self.membership.required:
             if member.node != self._s.node:
-                p = self.progress.get(member.node)
-                until = min(until, p.authority if p is not None and p.copy_id == member.copy_id else NEVER)
+                p = self.progress[member.node]
+                until = min(until, p.authority if p.copy_id == member.copy_id else NEVER)
         return until
 
     def may_answer(self, now: float) -> bool:
@@ -146,8 +150,6 @@ class Coordinator:
         if p.confirmed < self.start:
             return  # it shows first, in this epoch, that it holds what an in-sync copy must (R13)
         seconds = min(timing.lease, self.authority() - now)
-        if seconds <= 0:
-            return
         p.granted_incarnation = p.incarnation
         had_one = p.granted_raw > now + timing.lease / 2
         p.granted_raw = max(p.granted_raw, now + seconds)
@@ -163,7 +165,7 @@ class Coordinator:
             return None
         copy_id = message[3]
         if p.copy_id != copy_id or p.incarnation != incarnation:
-            if p.snapshot_id and p.copy_id != copy_id and p.incarnation == incarnation:
+            if p.snapshot_id and p.incarnation == incarnation:
                 p.copy_id, p.confirmed, p.authority = copy_id, 0, NEVER  # the copy that the snapshot fills
             else:
                 self.replication.close_snapshot(p)
@@ -205,15 +207,12 @@ class Coordinator:
         index = s.durable
         for member in self.membership.required:
             if member.node != s.node:
-                p = self.progress.get(member.node)
-                index = min(index, p.confirmed if p is not None and p.copy_id == member.copy_id else 0)
-        if index <= s.commit or index < self.start:
-            return
+                p = self.progress[member.node]
+                index = min(index, p.confirmed if p.copy_id == member.copy_id else 0)
         before = s.commit
-        s.commit_to(index)
-        entries = [e for e in (s.log.get(i) for i in range(before + 1, index + 1)) if e is not None]
-        self.writes.advance(entries)
-        self._reads.advance()
+        if s.commit_to(index):
+            self.writes.advance(s.log.span(before + 1, index))
+            self._reads.advance()
 
     @property
     def has_announcement(self) -> bool:

@@ -23,7 +23,8 @@ class Follower:
         self.lease_until = NO_LEASE
         self.matched = 0  # verified against the leader of the promised epoch, up to here
         self._request_floor = now  # lease requests sent before this belong to an earlier epoch or copy
-        self._leader_needs = 0  # what a suspect copy must hold before it counts (R13)
+        self._leader_needs: int | None = None  # what a suspect copy must hold before it counts (R13)
+        self._is_verified = False  # an append of this epoch met what this copy holds
         self._confirm_due = False
         self._confirmed = 0
         self._beacon_due: tuple[str, float] | None = None
@@ -56,7 +57,8 @@ class Follower:
         self.lease_until = NO_LEASE
         self.matched = 0
         self._request_floor = now
-        self._leader_needs = 0
+        self._leader_needs = None
+        self._is_verified = False
         self._confirm_due = False
         self._confirmed = 0
         self._beacon_due = None
@@ -101,6 +103,7 @@ class Follower:
             return
         last = entries[-1].index if entries else previous
         self.matched = max(self.matched, last)
+        self._is_verified = True
         self._advance(commit)
         self._confirm_due = True
         self._answer(now)
@@ -153,7 +156,9 @@ class Follower:
         """The commit point may move only over what was verified in this epoch."""
         s = self._s
         s.commit_to(min(commit, self.matched))
-        if s.suspect and self.matched >= max(self._leader_needs, commit) and self._leader_needs > 0:
+        if not s.suspect or not self._is_verified or self._leader_needs is None:
+            return
+        if self.matched >= max(self._leader_needs, commit):
             s.suspect = False
             s.note("info", f"the suspect copy is refilled up to {self.matched} and counts again")
             s.want_meta()
@@ -163,13 +168,13 @@ class Follower:
     def beacon(self, source: str, message: m.Message, now: float) -> None:
         s = self._s
         _, _, epoch, sent_at, commit, start, request, seconds, grantee, recovered = message
-        if s.barred_below > epoch or not self.obey(epoch, source, now):
+        if not self.obey(epoch, source, now):
             return
         self._start_anew(recovered, source, now)
-        self._leader_needs = max(start, commit, 1)
+        self._leader_needs = max(start, commit)
         self._cut_foreign_tail(start)
         self._advance(commit)
-        granted_to_me = seconds > 0 and grantee == s.incarnation and request >= self._request_floor
+        granted_to_me = grantee == s.incarnation and request >= self._request_floor
         if granted_to_me and not s.is_leaving and not s.filling and not s.suspect:
             self.lease_until = max(self.lease_until, request + seconds)
         self._beacon_due = (source, sent_at)
@@ -207,7 +212,7 @@ class Follower:
         if self._beacon_due is not None:
             source, sent_at = self._beacon_due
             self._beacon_due = None
-            wants = not (s.is_leaving or s.filling or s.suspect or s.stopped_reason)
+            wants = not (s.is_leaving or s.filling or s.suspect)
             flags = (
                 m.FLAG_COORDINATION * s.coordination_up
                 + m.FLAG_FIT * (s.unfit_reason is None)
@@ -220,7 +225,7 @@ class Follower:
                 [m.BEACON_CONFIRM, s.tablet, s.promised, s.copy_id, sent_at, request, s.durable, flags],
                 urgent=True,
             )
-        if s.suspect or s.filling:
+        if s.suspect:
             return
         index = min(s.durable, self.matched)  # more may be on its way to the disk: what is there counts now
         if index > self._confirmed or (self._confirm_due and index == self.matched):
@@ -243,7 +248,6 @@ class Follower:
     def inquire(self, source: str, message: m.Message) -> None:
         """Rule R13: how far this copy's log reaches, for a new coordinator or a suspect candidate."""
         s = self._s
-        last_epoch = s.log.epoch_at(s.log.end) or 0
         s.send(
             source,
             [
@@ -252,7 +256,7 @@ class Follower:
                 message[2],
                 s.copy_id,
                 message[3],
-                last_epoch,
+                s.log.last_epoch,
                 s.log.end,
                 s.commit,
                 s.recovered,

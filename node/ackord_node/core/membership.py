@@ -16,7 +16,7 @@ from ackord_node.core.effects import AcquireLock, ReadDescriptor, ReleaseLock, S
 from ackord_node.core.progress import NEVER, Progress
 from ackord_node.core.state import TabletState
 from ackord_node.core.takeover import Won
-from ackord_node.core.types import Member
+from ackord_node.core.types import Descriptor, Member
 
 
 class Drain(Enum):
@@ -70,7 +70,6 @@ class Membership:
             and member in self.in_sync
             and (self.proposed is None or member in self.proposed)
             and not p.revoking
-            and not p.leaving
         )
 
     def write_refusal(self) -> Unavailable | None:
@@ -143,7 +142,7 @@ class Membership:
                 continue
             p = self._progress[member.node]
             at_minimum = len(self.in_sync) <= self.descriptor.min_in_sync
-            if p.expelled and at_minimum and p.confirmed >= max(self._s.commit, self._start):
+            if at_minimum and p.confirmed >= max(self._s.commit, self._start):
                 p.expelled = False  # nobody could take its place, and it was given everything again
             is_lost = self._is_lost(member, now)
             if is_lost and not p.revoking:
@@ -205,12 +204,15 @@ class Membership:
             p = self._progress.get(node)
             if p is None or p.copy_id is None or any(x.node == node for x in rest):
                 continue
-            wants = p.flags & m.FLAG_FIT and p.flags & m.FLAG_STAYS and not p.leaving and not p.expelled
-            if not wants or p.snapshot_id or p.probing or now < p.rejoin_at:
+            learner = Member(node, p.copy_id)
+            if learner in self.in_sync:
+                continue  # the one that is to go
+            wants = p.flags & m.FLAG_FIT and p.flags & m.FLAG_STAYS and not p.leaving
+            if not wants or p.probing or now < p.rejoin_at:
                 continue
             has_log = p.confirmed >= max(s.commit, self._start)
             if has_log and p.authority >= max(now, outstanding):
-                return Member(node, p.copy_id)
+                return learner
         return None
 
     def _send_swap(self, now: float) -> None:
@@ -235,32 +237,15 @@ class Membership:
             self._asked_at = now
             self._s.out.append(ReadDescriptor())
 
-    def descriptor_seen(self, now: float) -> None:
-        """Rule R1: a changed version settles; the same version lets the same change be sent again."""
-        s, d = self._s, self._s.descriptor
-        if d is None:
-            return
+    def descriptor_seen(self, d: Descriptor, version: int, now: float) -> None:
+        """Rule R1: a changed version settles; the same version lets the same change be sent again. ``d`` is the
+        newest that was seen, so at least what this coordinator wrote itself."""
         if d.epoch > self.descriptor.epoch:
-            self.deposed_reason = (
-                "the tablet was dropped" if d.dropped else f"{d.coordinator or 'an operator'} took over"
-            )
-            return
-        if s.descriptor_version < self.version:
-            return
-        if s.descriptor_version == self.version:
-            if self._is_settling and self.proposed is not None:
+            self.deposed_reason = f"{d.coordinator or 'an operator'} took over"
+        elif version == self.version:
+            if self._is_settling:
                 self._send_swap(now)
-            return
-        is_mine = (
-            d.coordinator == s.node and d.incarnation == s.incarnation and d.epoch == self.descriptor.epoch
-        )
-        if not is_mine or d.dropped:
-            self.deposed_reason = "the tablet was dropped" if d.dropped else f"{d.coordinator} took over"
-        elif (
-            self.proposed is not None
-            and d.in_sync == self.proposed
-            and s.descriptor_version == self.version + 1
-        ):
+        elif d.in_sync == self.proposed:
             self._won(now)
         else:
             self.deposed_reason = "the descriptor was changed by somebody else"
@@ -270,11 +255,11 @@ class Membership:
         assert self.proposed is not None
         gone, come = self.in_sync - self.proposed, self.proposed - self.in_sync
         self.in_sync, self.proposed = self.proposed, None
+        self._is_settling = False
         self.version += 1
         self.descriptor = self.descriptor.with_in_sync(self.in_sync)
-        if s.descriptor_version < self.version:
-            s.descriptor, s.descriptor_version = self.descriptor, self.version
-            s.want_meta()
+        s.descriptor, s.descriptor_version = self.descriptor, self.version
+        s.want_meta()
         for member in sorted(gone):
             p = self._progress[member.node]
             if not p.leaving and p.copy_id == member.copy_id and not p.expelled:

@@ -206,7 +206,7 @@ class Replica:
 
     def _become(self, won: Won, now: float) -> None:
         s = self.state
-        if won.descriptor.epoch <= s.promised or s.me not in won.descriptor.in_sync or s.filling:
+        if won.descriptor.epoch <= s.promised or s.me not in won.descriptor.in_sync:
             return  # a later coordinator was obeyed meanwhile, or the copy that tried is gone
         s.descriptor, s.descriptor_version = won.descriptor, won.version
         s.recovered = won.descriptor.recovered
@@ -256,9 +256,9 @@ class Replica:
             s.promise_epoch(d.epoch)  # rule R13: its own promise may be older than what it had promised
             self.follower.forget(now)
         if self.coordinator is not None:
-            self.coordinator.membership.descriptor_seen(now)
+            self.coordinator.membership.descriptor_seen(d, event.version, now)
         else:
-            won = self.takeover.descriptor_seen(now)
+            won = self.takeover.descriptor_seen(d, event.version, now)
             if won is not None:
                 self._become(won, now)
             if self.coordinator is None:
@@ -267,8 +267,6 @@ class Replica:
     def _dropped(self, descriptor: Descriptor, now: float) -> None:
         """Rule R18: the mark is an epoch of its own, so nothing older is obeyed or confirmed any more."""
         s = self.state
-        if s.stopped_reason is not None:
-            return
         self._step_down("the tablet was dropped", now)
         if descriptor.epoch > s.promised:
             s.promise_epoch(descriptor.epoch)
@@ -304,9 +302,9 @@ class Replica:
     def _coordination_seen(self, event: e.CoordinationSeen, now: float) -> None:
         s = self.state
         s.coordination_up = event.connected
-        if not event.connected:
-            s.lock_is_known = False
-        elif self.coordinator is None:
+        if (
+            event.connected and self.coordinator is None
+        ):  # what it last said of the lock stands until it says more
             s.lock_free_since = max(s.lock_free_since, now)
             self.takeover.poll(now)
 
@@ -462,8 +460,8 @@ class Replica:
         assert s.promised_durable <= s.promised
         assert log.first <= s.applied + 1, "entries that are not applied are in memory"
         assert log.trimmed < log.first
-        for offset, entry in enumerate(log.entries):
-            assert entry.index == log.first + offset
+        for entry in log.entries[-8:]:  # older ones were checked when they were the newest
+            assert log.get(entry.index) is entry
             assert entry.epoch == log.epoch_at(entry.index)
         pending = {key for x in log.entries if x.index > s.commit for key, _ in x.changes()}
         assert set(s.overlay.pending) == pending, "the overlay holds exactly what is pending"

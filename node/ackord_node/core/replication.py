@@ -104,20 +104,17 @@ class Replication:
     def mismatch(self, p: Progress, probed: int, safe: int, now: float) -> bool:
         """The replica's prefix does not match at ``probed``. False if it had confirmed that prefix, so that it
         lost what it must never lose (R13)."""
-        if p.snapshot_id:
-            return True
         if probed <= p.confirmed:
             return probed < p.confirmed or not p.probing  # else an answer that was overtaken
-        if probed < p.next or p.probing:
-            # ``safe`` is only what the replica knows to be committed: before a snapshot replaces a copy that may
-            # hold everything, the oldest entry here that can be compared is.
-            trimmed = self._s.log.trimmed
-            p.next = max(safe, trimmed if probed > trimmed else 0) + 1
-            p.probing = True
-            p.inflight.clear()
-            p.inflight_bytes = 0
-            p.sent_at = NEVER
-            self.send(p, now)
+        # ``safe`` is only what the replica knows to be committed: before a snapshot replaces a copy that may
+        # hold everything, the oldest entry here that can be compared is.
+        trimmed = self._s.log.trimmed
+        p.next = max(safe, trimmed if probed > trimmed else 0) + 1
+        p.probing = True
+        p.inflight.clear()
+        p.inflight_bytes = 0
+        p.sent_at = NEVER
+        self.send(p, now)
         return True
 
     # ----------------------------------------------------------------------------- snapshots

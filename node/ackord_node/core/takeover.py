@@ -65,7 +65,7 @@ class Takeover:
     def _may_try(self) -> bool:
         s = self._s
         d = s.descriptor
-        if d is None or d.dropped or not s.descriptor_is_fresh or s.stopped_reason or s.filling:
+        if d is None or not s.descriptor_is_fresh or s.stopped_reason:
             return False
         if s.is_leaving or not s.coordination_up or not s.copy_is_stored:
             return False
@@ -182,7 +182,7 @@ class Takeover:
             )  # meanwhile a coordinator was heard, or removed this copy
             return
         others = [x.node for x in s.descriptor.in_sync if x.node != s.node]
-        own = (s.log.epoch_at(s.log.end) or 0, s.log.end)
+        own = (s.log.last_epoch, s.log.end)
         later = sorted(node for node in others if self._answers.get(node, own) > own)
         patience = 4 * s.config.timing.retry_interval
         if later:
@@ -201,8 +201,10 @@ class Takeover:
         s = self._s
         d = s.descriptor
         assert d is not None
-        members = frozenset(x for x in d.in_sync if x.node != d.coordinator or x.node == s.node) | {s.me}
-        if len(members) < d.min_in_sync and not d.is_newborn:
+        members = frozenset(x for x in d.in_sync if x.node != d.coordinator) | {s.me}
+        if d.is_newborn:
+            members = frozenset({s.me})
+        elif len(members) < d.min_in_sync:
             members = d.in_sync | {s.me}
         self._wanted = replace(
             d,
@@ -223,7 +225,7 @@ class Takeover:
         self._s.out.append(Swap(self._ticket, wanted, self._base_version))
 
     def swap_done(self, ticket: int, outcome: SwapOutcome, now: float) -> Won | None:
-        if ticket != self._ticket or self.stage is not Stage.SWAPPING or self._wanted is None:
+        if ticket != self._ticket or self._wanted is None:
             return None
         if outcome is SwapOutcome.WON:
             return self._won(self._wanted, self._base_version + 1)
@@ -231,18 +233,17 @@ class Takeover:
         self._s.out.append(ReadDescriptor())
         return None
 
-    def descriptor_seen(self, now: float) -> Won | None:
-        """Rule R1: only a changed version settles what became of an attempt."""
+    def descriptor_seen(self, d: Descriptor, version: int, now: float) -> Won | None:
+        """Rule R1: only a changed version settles what became of an attempt. ``d`` is the newest that was seen."""
         s = self._s
-        if not self.is_barring or s.descriptor is None or self._wanted is None:
+        if self._wanted is None:
             return None
-        d = s.descriptor
-        if d.epoch < self._wanted.epoch and s.descriptor_version <= self._base_version:
+        if d.epoch < self._wanted.epoch and version <= self._base_version:
             if self.stage is Stage.SETTLING and now - self._sent_at >= s.config.timing.retry_interval:
                 self._send_swap(self._wanted, now)  # the same change of the same version: it can win once
             return None
         if d.coordinator == s.node and d.incarnation == s.incarnation and d.epoch == self._wanted.epoch:
-            return self._won(d, s.descriptor_version)
+            return self._won(d, version)
         self._gave_up(now)
         return None
 

@@ -61,28 +61,30 @@ class Descriptor:
     def decode(cls, data: bytes) -> Descriptor:
         """Raises ValueError if the data is not a descriptor of a format that this program reads."""
         raw: Any = unpackb(data)
-        if (
-            not isinstance(raw, dict)
-            or not DESCRIPTOR_FORMAT_OLDEST <= raw.get("format", 0) <= DESCRIPTOR_FORMAT
-        ):
-            found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+        found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+        if type(found) is not int or not DESCRIPTOR_FORMAT_OLDEST <= found <= DESCRIPTOR_FORMAT:
             raise ValueError(
                 f"descriptor format {found!r}; this program reads "
                 f"{DESCRIPTOR_FORMAT_OLDEST} to {DESCRIPTOR_FORMAT}"
             )
-        return cls(
-            tablet=raw["tablet"],
-            epoch=raw["epoch"],
-            coordinator=raw["coordinator"],
-            incarnation=raw["incarnation"],
-            in_sync=frozenset(Member(node, copy_id) for node, copy_id in raw["in_sync"]),
-            replicas=tuple(raw["replicas"]),
-            min_in_sync=raw["min_in_sync"],
-            start=raw["start"],
-            end=raw["end"],
-            dropped=raw["dropped"],
-            recovered=raw.get("recovered", 0),
-        )
+        try:
+            return cls(
+                tablet=raw["tablet"],
+                epoch=raw["epoch"],
+                coordinator=raw["coordinator"],
+                incarnation=raw["incarnation"],
+                in_sync=frozenset(Member(node, copy_id) for node, copy_id in raw["in_sync"]),
+                replicas=tuple(raw["replicas"]),
+                min_in_sync=raw["min_in_sync"],
+                start=raw["start"],
+                end=raw["end"],
+                dropped=raw["dropped"],
+                recovered=raw.get("recovered", 0),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"a descriptor whose fields are not those of format {found}: {error!r}"
+            ) from None
 
     def with_in_sync(self, members: frozenset[Member]) -> Descriptor:
         return replace(self, in_sync=members)
@@ -93,7 +95,9 @@ class Descriptor:
 
     @property
     def is_newborn(self) -> bool:
-        return self.epoch == 0 and not self.in_sync
+        """No write was ever committed: that needs a set of ``min_in_sync`` (R4), below which a set that once
+        reached it never falls again (R2, R11), except by a forced recovery."""
+        return len(self.in_sync) < self.min_in_sync and not self.recovered
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,18 +75,14 @@ class WritePath:
                 self._note_entry(entry)
 
     def _note_entry(self, entry: Entry) -> None:
-        version = entry.version
+        """What its writes left is answered from the request table, as the tail is committed by then (rule R8)."""
         for group in entry.groups:
             if group[0] is None:
                 self._collecting_below = max(self._collecting_below, group[1])
                 continue
-            client, seqs, keys, values = group[0], group[3], group[4], group[5]
-            if client:
-                known = self._in_progress.setdefault(client, {})
-                for offset, seq in enumerate(seqs):
-                    result = version + offset if keys[offset] is not None else -values[offset]
-                    known[seq] = (entry.index, result)
-            version += len(seqs)
+            if group[0]:
+                known = self._in_progress.setdefault(group[0], {})
+                known.update(dict.fromkeys(group[3], (entry.index, 0)))
 
     # ------------------------------------------------------------------------------ judging
 

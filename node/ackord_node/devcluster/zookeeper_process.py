@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +38,13 @@ class ZooKeeperUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Member:
-    """One server of an ensemble: the port for clients and the two among the servers."""
+    """One server of an ensemble: the port for clients and the two among the servers. ``host`` if not all of
+    them are on one."""
 
     client_port: int
     quorum_port: int
     election_port: int
+    host: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,17 +113,20 @@ def write_config(settings: ZooKeeperSettings) -> Path:
         "preAllocSize=4096",
     ]
     for number, member in enumerate(settings.members, start=1):
-        lines.append(f"server.{number}={settings.host}:{member.quorum_port}:{member.election_port}")
+        host = member.host or settings.host
+        lines.append(f"server.{number}={host}:{member.quorum_port}:{member.election_port}")
     path = settings.folder / "zoo.cfg"
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
-def launch(settings: ZooKeeperSettings) -> subprocess.Popen[bytes]:
-    """Starts the server in a session of its own, its output going to zookeeper.log; does not wait."""
+def launch(settings: ZooKeeperSettings, wrapper: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    """Starts the server in a session of its own, its output going to zookeeper.log; does not wait. ``wrapper`` is a
+    command that runs another one in its own place, such as nsenter."""
     java, jars = find_java(), find_jars()
     config = write_config(settings)
     command = [
+        *wrapper,
         java,
         "-Xms32m",
         f"-Xmx{settings.heap_mib}m",

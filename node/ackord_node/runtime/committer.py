@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ackord_node.core.effects import TabletBatch
 from ackord_node.ports import Batch, Clock, Engine, EngineCorrupt, EngineFull
-from ackord_node.runtime.engine_thread import EngineThread
+from ackord_node.runtime.engine_thread import EngineWorker
 from ackord_node.runtime.observer import Observer
 
 log = logging.getLogger("ackord.engine")
@@ -43,14 +43,19 @@ class Committer:
     """``crash(reason, is_void)`` ends the process; ``is_void`` if the store as a whole is damaged."""
 
     def __init__(
-        self, engine: Engine, clock: Clock, observer: Observer, crash: Callable[[str, bool], None]
+        self,
+        engine: Engine,
+        worker: EngineWorker,
+        clock: Clock,
+        observer: Observer,
+        crash: Callable[[str, bool], None],
     ) -> None:
         self._engine = engine
         self._clock = clock
         self._observer = observer
         self._crash = crash
         self._loop = asyncio.get_running_loop()
-        self._thread = EngineThread()
+        self._worker = worker
         self._dirty: dict[int, Source] = {}
         self._node: dict[str, bytes] = {}
         self._forget: list[int] = []
@@ -83,14 +88,14 @@ class Committer:
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Runs ``work`` between two commits."""
-        return await self._thread.call(work)
+        return await self._worker.call(work)
 
     async def close(self) -> None:
         """Ends after the commit under way."""
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
-        await self._thread.close()
+        await self._worker.close()
 
     # ------------------------------------------------------------------------------- the cycle
 
@@ -120,7 +125,7 @@ class Committer:
         def done(_: Any, error: BaseException | None) -> None:
             self._done(taken, batch, started, error)
 
-        self._thread.submit(lambda: self._engine.commit(batch), done)
+        self._worker.submit(lambda: self._engine.commit(batch), done)
 
     def _done(self, taken: Taken, batch: Batch, started: float, error: BaseException | None) -> None:
         self.busy_since = None

@@ -9,13 +9,29 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 Done = Callable[[Any, BaseException | None], None]
 
 
+class EngineWorker(Protocol):
+    """Where commits run, one after the other; given by the wiring, so that a simulator can be one."""
+
+    def submit(self, work: Callable[[], Any], done: Done) -> None:
+        """Runs ``work`` after what was submitted before; ``done(result, error)`` is called on the event loop
+        once what it wrote is durable."""
+
+    async def call(self, work: Callable[[], T]) -> T:
+        """The same, awaited."""
+
+    async def close(self) -> None:
+        """Ends after the work under way."""
+
+
 class EngineThread:
+    """The worker of a real process."""
+
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], Done] | None] = queue.SimpleQueue()
@@ -23,11 +39,9 @@ class EngineThread:
         self._thread.start()
 
     def submit(self, work: Callable[[], Any], done: Done) -> None:
-        """Runs ``work`` after what was submitted before; ``done(result, error)`` is called on the event loop."""
         self._work.put((work, done))
 
     async def call(self, work: Callable[[], T]) -> T:
-        """The same, awaited."""
         future: asyncio.Future[T] = self._loop.create_future()
 
         def done(result: Any, error: BaseException | None) -> None:
@@ -42,7 +56,6 @@ class EngineThread:
         return await future
 
     async def close(self) -> None:
-        """Ends after the work under way."""
         await self.call(lambda: None)
         self._work.put(None)
         self._thread.join()

@@ -6,14 +6,17 @@ a mismatch, or a service that was emptied, means that nothing may be served.
 
 from __future__ import annotations
 
-import uuid
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ackord.wire.frames import packb, unpackb
 from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.log import Entry, RecordCorrupt
 from ackord_node.core.state import StoredCopy
-from ackord_node.ports import Coordination, Engine
+from ackord_node.ports import Batch, Coordination, Engine
+
+log = logging.getLogger("ackord.identity")
 
 CLUSTER_FORMAT = 1
 CLUSTER_FORMAT_OLDEST = 1
@@ -61,7 +64,9 @@ def check_folder(facts: Facts, cluster: str, node: str, folder: str) -> None:
         )
 
 
-async def join_cluster(coordination: Coordination, facts: Facts, cluster: str) -> str:
+async def join_cluster(
+    coordination: Coordination, facts: Facts, cluster: str, randbits: Callable[[int], int]
+) -> str:
     """The cluster's id, made now if neither side has one. CoordinationError if the service cannot be asked."""
     record = await coordination.cluster()
     if record is None:
@@ -71,7 +76,7 @@ async def join_cluster(coordination: Coordination, facts: Facts, cluster: str) -
                 f"belongs to it (id {facts.cluster_id}): the service was emptied, or cluster.yaml names another "
                 "one. If it was emptied, run `ackord recover rebuild`"
             )
-        made = packb({"format": CLUSTER_FORMAT, "cluster": cluster, "id": uuid.uuid4().hex})
+        made = packb({"format": CLUSTER_FORMAT, "cluster": cluster, "id": f"{randbits(128):032x}"})
         record = await coordination.create_cluster(made)
     found = unpackb(record)
     if not CLUSTER_FORMAT_OLDEST <= found["format"] <= CLUSTER_FORMAT:
@@ -88,6 +93,28 @@ async def join_cluster(coordination: Coordination, facts: Facts, cluster: str) -
             f"id {found['id']}: another cluster of the same name. Use the right service, or an empty data folder"
         )
     return str(found["id"])
+
+
+def check_readable(engine: Engine) -> None:
+    """EngineCorrupt if what every start needs fails its checksum: such a store is void (rule R14), or the process
+    would end at every start."""
+    engine.node_facts()
+    engine.metas()
+
+
+def mark_suspect(engine: Engine) -> None:
+    """Rule R13: the store lost the end of its log; each copy says so durably before anything is answered."""
+    log.error(
+        "the store's log was refused and cut at the damage: its copies count only once they are refilled"
+    )
+    batch = Batch()
+    for tablet, data in engine.metas().items():
+        meta = CopyMeta.decode(data)
+        meta.suspect = True
+        batch.meta[tablet] = meta.encode()
+    if not batch.is_empty():
+        engine.commit(batch)
+    engine.clear_suspicion()
 
 
 def load_copy(engine: Engine, tablet: int, meta: CopyMeta) -> StoredCopy:

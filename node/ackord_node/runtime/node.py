@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -33,6 +32,7 @@ from ackord_node.ports import (
 )
 from ackord_node.runtime.catalogue import Catalogue
 from ackord_node.runtime.committer import Committer
+from ackord_node.runtime.engine_thread import EngineWorker
 from ackord_node.runtime.health import Health
 from ackord_node.runtime.identity import CoordinationEmptied, Facts, IdentityError, join_cluster, load_copy
 from ackord_node.runtime.observer import Observer
@@ -64,20 +64,24 @@ class Node:
         facts: Facts,
         crash: Callable[[str, bool], None],
         ask_peer: Callable[[str, str], Coroutine[Any, Any, Any]],
+        worker: EngineWorker,
+        randbits: Callable[[int], int],
     ) -> None:
+        """``worker`` is where commits run, ``randbits(count)`` the only randomness."""
         self.settings = settings
         self.name = settings.name
         self.cluster = settings.cluster
         self.cluster_id = facts.cluster_id or ""
         self.limits = settings.limits
-        self.incarnation = secrets.randbits(62) | 1
+        self._randbits = randbits
+        self.incarnation = randbits(62) | 1
         self.clock = clock
         self.engine = engine
         self.coordination = coordination
         self.observer = observer
         self.transport = transport
         self.crash = crash
-        self.committer = Committer(engine, clock, observer, crash)
+        self.committer = Committer(engine, worker, clock, observer, crash)
         self.catalogue = Catalogue(
             coordination,
             clock,
@@ -101,8 +105,8 @@ class Node:
         self._facts = facts
         self._core_config = CoreConfig(settings.timing, settings.log_limits, settings.limits)
         self._metas: dict[int, bytes] = {}
-        self._dirty_hosts: set[TabletHost] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._dirty_hosts: dict[TabletHost, None] = {}  # in the order of their writes
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._coordination_up = False
         self._coordination_event = asyncio.Event()
         self._refresh_wanted = asyncio.Event()
@@ -124,9 +128,7 @@ class Node:
         self.cluster_id = await self._join()
         facts = {"cluster": self.cluster, "node": self.name, "cluster_id": self.cluster_id}
         self.committer.put_node({name: value.encode() for name, value in facts.items()})
-        await self.coordination.register_node(
-            self.name, packb({"incarnation": self.incarnation, "address": self.settings.addresses[self.name]})
-        )
+        await self._register()
         self.transport.set_cluster_id(self.cluster_id)
         await self.transport.start(self, self.incarnation)
         for tablet in sorted(self._metas):
@@ -142,7 +144,7 @@ class Node:
             try:
                 async with asyncio.timeout(WAIT_LOG_S):
                     await self._coordination_event.wait()
-                    return await join_cluster(self.coordination, self._facts, self.cluster)
+                    return await join_cluster(self.coordination, self._facts, self.cluster, self._randbits)
             except TimeoutError:
                 self.refusal = "waiting for the coordination service, which cannot be reached"
                 log.warning("%s", self.refusal)
@@ -154,6 +156,15 @@ class Node:
                     log.error("%s", error)
                 self.refusal = str(error)
                 await asyncio.sleep(0.5)  # `ackord recover rebuild` makes it whole again
+
+    async def _register(self) -> None:
+        data = packb({"incarnation": self.incarnation, "address": self.settings.addresses[self.name]})
+        while True:
+            try:
+                return await self.coordination.register_node(self.name, data)
+            except CoordinationError as error:
+                self.refusal = f"waiting for the coordination service: {error}"
+                await asyncio.sleep(0.2)
 
     async def leave(self) -> None:
         """Hands every tablet over and leaves the in-sync sets, within a bounded time (R7b): no call fails."""
@@ -193,11 +204,11 @@ class Node:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._task_done)
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and task.exception() is not None:
             log.error("a task of the node failed", exc_info=task.exception())
             self.crash(f"a task of the node failed: {task.exception()!r}", False)  # half a node serves nobody
@@ -358,9 +369,8 @@ class Node:
             host.feed(e.Corrupted(damage))
         return host
 
-    @staticmethod
-    def _new_copy_id() -> int:
-        return secrets.randbits(62) | 1
+    def _new_copy_id(self) -> int:
+        return self._randbits(62) | 1
 
     # ---------------------------------------------------------------------------------- peers
 
@@ -416,7 +426,7 @@ class Node:
             host.get(rid, group[3], respond)
         elif op == OP_WRITE:
             host.write(group, respond)
-            self._dirty_hosts.add(host)
+            self._dirty_hosts[host] = None
         elif op == OP_SCAN:
             limits = self.limits
             rows_max = min(group[6], limits.scan_page_rows_count)
@@ -427,7 +437,7 @@ class Node:
             respond([rid, WHOLE_GROUP, error_to_wire(error)])
 
     def flush(self) -> None:
-        dirty, self._dirty_hosts = self._dirty_hosts, set()
+        dirty, self._dirty_hosts = self._dirty_hosts, {}
         for host in dirty:
             host.flush()
 

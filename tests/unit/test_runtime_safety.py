@@ -1,0 +1,400 @@
+"""What the rules need of the runtime, with one tablet's host or one part at a time (R4, R12, R13, R14, R18)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ackord.errors import Unavailable
+from ackord.wire.frames import unpackb
+from ackord.wire.keys import KeySchema
+from ackord.wire.limits import Limits
+from ackord.wire.messages import TableDefinition
+from ackord_node.adapters.clock import SystemClock
+from ackord_node.adapters.coordination_memory import MemoryCoordination, MemoryCoordinationService
+from ackord_node.adapters.engine_memory import MemoryDisk, MemoryEngine
+from ackord_node.core import effects as e
+from ackord_node.core import messages as m
+from ackord_node.core.copy_meta import CopyMeta
+from ackord_node.core.effects import TabletBatch
+from ackord_node.core.log import Entry, RecordCorrupt
+from ackord_node.core.types import Descriptor, Timing
+from ackord_node.ports import Batch, Clock, EngineFailed
+from ackord_node.runtime.catalogue import Catalogue
+from ackord_node.runtime.committer import Committer, Source
+from ackord_node.runtime.identity import load_copy
+from ackord_node.runtime.node import Node
+from ackord_node.runtime.scan import Range, page
+from ackord_node.runtime.tablet_host import TabletHost
+from tests.support.core_hand import NODES, TABLET, Hand, descriptor, entries, entry
+
+
+class Now(Clock):
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 10.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    def wall_ms(self) -> int:
+        return int(self.seconds * 1000)
+
+
+class Worker:
+    """Commits run when the test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]]] = []
+
+    def submit(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+        self.waiting.append((work, done))
+
+    async def call(self, work: Callable[[], Any]) -> Any:
+        return work()
+
+    async def close(self) -> None:
+        self.waiting.clear()
+
+    def run(self) -> None:
+        work, done = self.waiting.pop(0)
+        try:
+            result = work()
+        except Exception as error:
+            done(None, error)
+        else:
+            done(result, None)
+
+
+class Tablet(Source):
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.batches = [TabletBatch(number, log=[(number, 1, entry(1, 3).record)])]
+        self.heard: list[TabletBatch] = []
+
+    def take_batch(self) -> TabletBatch | None:
+        return self.batches.pop() if self.batches else None
+
+    def stored(self, batch: TabletBatch) -> None:
+        self.heard.append(batch)
+
+    def unstored(self, batch: TabletBatch) -> None:
+        self.batches.append(batch)
+
+
+class Quiet:
+    """Nobody watches."""
+
+    def engine_commit(self, entries_count: int, seconds: float) -> None: ...
+
+
+def opened() -> MemoryEngine:
+    engine = MemoryEngine(MemoryDisk())
+    engine.open()
+    return engine
+
+
+# -------------------------------------------------------------------------------------- committer
+
+
+async def committer(worker: Worker, engine: MemoryEngine, crashes: list[str]) -> Committer:
+    observer: Any = Quiet()
+    return Committer(engine, worker, Now(), observer, lambda reason, is_void: crashes.append(reason))
+
+
+async def test_nothing_counts_as_stored_before_the_commit_returned() -> None:
+    """Rule R4; and each tablet hears of its own batch."""
+    worker, engine = Worker(), opened()
+    crashes: list[str] = []
+    c = await committer(worker, engine, crashes)
+    tablets = [Tablet(7), Tablet(8)]
+    for tablet in tablets:
+        c.want(tablet.number, tablet, False)
+    await asyncio.sleep(0)
+    assert [tablet.heard for tablet in tablets] == [[], []]
+    worker.run()
+    assert [[b.tablet for b in tablet.heard] for tablet in tablets] == [[7], [8]]
+    assert engine.log_bounds(7) == (1, 1)
+    assert crashes == []
+
+
+async def test_a_failed_commit_ends_the_process_and_is_not_taken_for_stored() -> None:
+    """Rule R14."""
+
+    class Failing(MemoryEngine):
+        def commit(self, batch: Batch) -> None:
+            raise EngineFailed("fsync failed")
+
+    worker = Worker()
+    crashes: list[str] = []
+    c = await committer(worker, Failing(MemoryDisk()), crashes)
+    tablet = Tablet(7)
+    c.want(7, tablet, False)
+    await asyncio.sleep(0)
+    worker.run()
+    assert tablet.heard == []
+    assert len(crashes) == 1
+
+
+async def test_nothing_is_stored_after_the_tablet_was_forgotten() -> None:
+    """Rule R18."""
+    worker, engine = Worker(), opened()
+    c = await committer(worker, engine, [])
+    tablet = Tablet(7)
+    c.want(7, tablet, False)
+    c.forget(7)
+    await asyncio.sleep(0)
+    worker.run()
+    assert engine.log_bounds(7) is None
+    assert tablet.heard == []
+
+
+# ------------------------------------------------------------------------------------- the copy
+
+
+def stored(*tail: Entry, at: int | None = None) -> MemoryEngine:
+    engine = opened()
+    log = [(TABLET, x.index if at is None else at, x.record) for x in tail]
+    engine.commit(Batch(meta={TABLET: CopyMeta(1).encode()}, log=log))
+    return engine
+
+
+def test_a_stored_log_is_verified_when_it_is_opened() -> None:
+    """Rule R14: the checksum, the place, and that none is missing."""
+    assert len(load_copy(stored(*entries(3)), TABLET, CopyMeta(1)).entries) == 3
+    flipped = entry(1, 3)
+    flipped.record = flipped.record[:-1] + bytes([flipped.record[-1] ^ 1])
+    for engine in (
+        stored(flipped),
+        stored(entry(2, 3), at=1),
+        stored(entry(1, 3), entry(3, 3)),
+        stored(entry(2, 3)),
+    ):
+        with pytest.raises(RecordCorrupt):
+            load_copy(engine, TABLET, CopyMeta(1))
+
+
+# ------------------------------------------------------------------------------------- the host
+
+
+class Around:
+    """What a host needs of its node."""
+
+    def __init__(self, engine: MemoryEngine) -> None:
+        self.clock: Any = Now()
+        self.engine: Any = engine
+        self.coordination: Any = None
+        self.committer: Any = self
+        self.crashes: list[str] = []
+        self.wanted = 0
+
+    def want(self, tablet: int, source: Source, lazy: bool) -> None:
+        self.wanted += 1
+
+    def send(self, node: str, message: m.Message, urgent: bool) -> None: ...
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        work.close()
+
+    def lock_owner(self) -> bytes:
+        return b"n2"
+
+    def crash(self, reason: str, is_void: bool) -> None:
+        self.crashes.append(reason)
+
+    def tablet_changed(self, host: TabletHost) -> None: ...
+
+
+def hosting(hand: Hand, engine: MemoryEngine | None = None) -> tuple[TabletHost, Around]:
+    around = Around(engine or opened())
+    around.clock.seconds = hand.now
+    return TabletHost(around, hand.r, KeySchema.from_wire([["k", "bytes"]])), around
+
+
+def leased() -> Hand:
+    """n2 holds a lease; entry 1, which writes ``k``, is pending."""
+    h = Hand("n2")
+    h.do(e.DescriptorSeen(descriptor(*NODES, coordinator="n1", incarnation=11), 4))
+    h.append(3, 0, 0, 0, [entry(1, 3)])
+    h.beacon(3, 0, 0, request=h.now, seconds=5.0)
+    return h
+
+
+EVERYTHING = Range(b"", None, False, 10, 1000)
+
+
+def test_a_scan_waits_for_what_is_pending_in_its_range() -> None:
+    """Rule R12."""
+    h = leased()
+    host, _ = hosting(h)
+    answers: list[Any] = []
+    host.scan(1, EVERYTHING, answers.append)
+    assert answers == []
+    host.scan(2, Range(b"l", None, False, 10, 1000), answers.append)
+    assert answers == [[2, None, [[[], True]]]]
+    host.feed(e.Received("n1", 11, [m.COMMIT, TABLET, 3, 1]))
+    assert answers[1:] == [[1, None, [[[(b"k", b"rrr")], True]]]]
+
+
+def test_a_scan_without_a_lease_is_refused() -> None:
+    h = leased()
+    host, around = hosting(h)
+    around.clock.seconds += 6
+    answers: list[Any] = []
+    host.scan(1, Range(b"l", None, False, 10, 1000), answers.append)
+    assert answers[0][2][2]["reason"] == "no_lease"
+
+
+def test_a_closed_host_stores_nothing_more() -> None:
+    """Rule R18: a batch behind the deletion would bring the dropped tablet back."""
+    h = leased()
+    host, _ = hosting(h)
+    host.close()
+    assert host.take_batch() is None
+
+
+def test_damage_that_a_read_meets_is_told_to_the_core() -> None:
+    """Rule R14."""
+    h = leased()
+    engine = stored(entry(1, 3))
+    host, around = hosting(h, engine)
+    copy_id = h.r.state.copy_id
+    engine.disk.corrupt_next.add(TABLET)
+    answers: list[Any] = []
+    host.scan(1, Range(b"l", None, False, 10, 1000), answers.append)
+    assert answers[0][2][2]["reason"] == "no_lease"
+    assert h.r.state.copy_id != copy_id, "it is rebuilt"
+    assert around.crashes == []
+
+
+def test_a_page_is_overlaid_with_what_is_committed_and_not_stored_yet() -> None:
+    engine = opened()
+    engine.commit(Batch(rows=[(TABLET, b"a", b"old"), (TABLET, b"b", b"old")]))
+    unapplied = {b"a": (2, b"new"), b"b": (3, None), b"c": (4, b"new")}
+    rows, is_end = page(engine, TABLET, EVERYTHING, unapplied)
+    assert (rows, is_end) == ([(b"a", b"new"), (b"c", b"new")], True)
+
+
+# ------------------------------------------------------------------------------------- the node
+
+
+class Fed:
+    """A host that remembers what it was told."""
+
+    def __init__(self, tablet: int) -> None:
+        self.tablet = tablet
+        self.events: list[Any] = []
+
+    def feed(self, event: Any) -> None:
+        self.events.append(event)
+
+
+def test_a_message_reaches_the_tablet_that_it_names() -> None:
+    hosts = {7: Fed(7), 8: Fed(8)}
+    node: Any = SimpleNamespace(hosts=hosts)
+    Node.messages_received(node, "n1", 11, [[m.COMMIT, 8, 3, 1], [m.COMMIT, 9, 3, 1]])
+    assert hosts[7].events == []
+    assert [event.message for event in hosts[8].events] == [[m.COMMIT, 8, 3, 1]]
+
+
+@pytest.mark.parametrize(("why", "goes"), [("damaged", False), (None, False), ("dropped", True)])
+def test_a_tablets_data_goes_only_when_it_was_dropped(why: str | None, goes: bool) -> None:
+    """Rule R18."""
+    forgotten: list[Any] = []
+    node: Any = SimpleNamespace(
+        catalogue=SimpleNamespace(descriptor_seen=lambda *x: None),
+        observer=SimpleNamespace(forget_tablet=lambda *x: None),
+        _forget=forgotten.append,
+    )
+    hand = leased()
+    hand.r.state.stopped_reason = why
+    host, _ = hosting(hand)
+    Node.tablet_changed(node, host)
+    assert bool(forgotten) is goes
+
+
+def test_leases_count_on_the_clock_that_goes_on_while_the_machine_sleeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rule R15: after a sleep, what was granted before it is over."""
+    clocks = {time.CLOCK_BOOTTIME: 900.0, time.CLOCK_MONOTONIC: 100.0, time.CLOCK_REALTIME: 5.0}
+    monkeypatch.setattr(time, "clock_gettime", clocks.__getitem__)
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(time, "time", lambda: 5.0)
+    assert SystemClock().now() == 900.0
+
+
+# --------------------------------------------------------------------------------------- a drop
+
+
+async def catalogue() -> tuple[Catalogue, MemoryCoordination]:
+    service = MemoryCoordinationService()
+    coordination = MemoryCoordination(service)
+    await coordination.start(_Listener())
+    timing = Timing(lease=0.05, margin=0.01)
+    found = Catalogue(coordination, Now(), Limits(), timing, list(NODES), 3, 2)
+    return found, coordination
+
+
+class _Listener:
+    def descriptor_changed(self, tablet: int, data: bytes | None, version: int) -> None: ...
+    def lock_changed(self, tablet: int, holder: bytes | None, mine: bool) -> None: ...
+    def tables_changed(self) -> None: ...
+    def nodes_changed(self) -> None: ...
+    def session_changed(self, connected: bool) -> None: ...
+
+
+async def test_a_drop_marks_waits_for_a_member_and_for_every_lease() -> None:
+    """Rule R18."""
+    found, coordination = await catalogue()
+    definition = await found._record("t", KeySchema.from_wire([["k", "bytes"]]), [b""])
+    await found._publish(definition)
+    tablet = definition.tablets[0].id
+    standing = await coordination.descriptor(tablet)
+    assert standing is not None
+    served = descriptor(*NODES, coordinator="n1", incarnation=11, tablet=tablet)
+    await coordination.swap_descriptor(tablet, served.encode(), standing[1])
+    asked: list[tuple[str, int]] = []
+    may_stop = False
+
+    async def has_stopped(node: str, which: int, epoch: int) -> bool:
+        asked.append((node, epoch))
+        return may_stop and node == "n2"
+
+    found.has_stopped = has_stopped
+    drop = asyncio.create_task(found.drop("t"))
+    await asyncio.sleep(0.1)
+    assert not drop.done()
+    assert set(asked) == {(node, 4) for node in NODES}
+    marked = await coordination.descriptor(tablet)
+    assert marked is not None
+    assert Descriptor.decode(marked[0]).dropped
+    may_stop = True
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    await drop
+    assert loop.time() - begin > found._timing.promise
+    assert await coordination.tables() == {}
+    again = await found._record("t", KeySchema.from_wire([["k", "bytes"]]), [b""])
+    assert again.tablets[0].id != tablet
+
+
+async def test_a_create_does_not_wait_for_a_table_that_is_dropped_meanwhile() -> None:
+    found, coordination = await catalogue()
+    create = asyncio.create_task(found.create("t", [["k", "bytes"]], []))
+    while not (standing := await coordination.tables()):
+        await asyncio.sleep(0.001)
+    definition = TableDefinition.from_wire(unpackb(standing["t"][0]))
+    tablet = definition.tablets[0].id
+    dropped = replace(descriptor(tablet=tablet), epoch=1, dropped=True)
+    found.descriptor_seen(tablet, dropped, 1)
+    with pytest.raises(Unavailable, match="was dropped meanwhile") as raised:
+        await asyncio.wait_for(create, 5)
+    assert raised.value.detail["reason"] == "dropping"
