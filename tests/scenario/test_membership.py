@@ -6,6 +6,7 @@ from ackord.errors import Unavailable
 from ackord_node.core import messages as m
 from ackord_node.core.effects import DiskSlow, DiskWell, HandOver, PeerDown, Received
 from ackord_node.core.progress import Progress
+from ackord_node.core.types import Timing
 from tests.support.core_clients import Reader
 from tests.support.core_cluster import Cluster
 from tests.support.core_script import (
@@ -50,6 +51,23 @@ def test_a_member_is_removed_only_after_its_lease_ran_out() -> None:
         c.run(0.01)
     c.run_until(lambda: op.is_done, 5, "n3 is removed and the write commits")
     assert c.in_sync() == ["n1", "n2"]
+    well(c)
+
+
+def test_a_dead_members_lease_is_waited_out() -> None:
+    """Rule R9: n3 is cut off, and was given up long before its lease ends."""
+    c = formed(min_in_sync=1, timing=Timing(balance_delay=1e9, lease=2.0, confirm_timeout=0.6))
+    c.run(0.3)
+    n3 = c.nodes["n3"]
+    c.cut("n3")
+    op = c.put(node="n1")
+    c.run_until(lambda: of(c, "n3").revoking, 1.5, "it is to go")
+    assert n3.core.may_read(n3.clock())
+    while n3.core.may_read(n3.clock()):
+        assert "n3" in c.in_sync()
+        assert op.outcome is None
+        c.run(0.01)
+    c.run_until(lambda: op.is_done, 1.0)
     well(c)
 
 
@@ -306,6 +324,9 @@ def test_a_suspect_copy_takes_over_if_all_members_say_that_none_is_later() -> No
     c.roll_back("n3", 1, is_suspect=True)
     c.roll_back("n1", 1, is_suspect=True)
     well(c)
+    assert not any(node.core.state.suspect for node in c.nodes.values()), (
+        "the one that took over lacks nothing"
+    )
 
 
 def test_a_suspect_copy_does_not_take_over_while_its_promise_runs() -> None:

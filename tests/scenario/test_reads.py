@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ackord_node.core import messages as m
-from tests.support.core_script import APPEND, CONFIRM, drops, ends, flows, formed, well
+from ackord_node.core.types import Timing
+from tests.support.core_cluster import Cluster, Profile
+from tests.support.core_script import APPEND, CONFIRM, drops, ends, flows, formed, lead, well
 
 
 def test_a_replica_waits_for_the_pending_write_of_the_key_and_no_other() -> None:
@@ -94,4 +96,23 @@ def test_a_grant_never_outlasts_the_grantors_authority() -> None:
         if n2.core.may_read(n2.clock()):
             left = n2.core.follower.lease_until - n2.clock()
             assert leader.clock() + left <= coordinator.progress["n3"].authority + 0.02
+    well(c)
+
+
+def test_no_takeover_while_a_slow_clock_still_answers() -> None:
+    """Rule R7: n1's clock is the slowest that is allowed, those of its members are the fastest."""
+    c = Cluster(1, Profile(timing=Timing(balance_delay=1e9, drift_max=0.1)))
+    for name, drift in (("n1", -0.0999), ("n2", 0.0999), ("n3", 0.0999)):
+        c.nodes[name].drift = drift
+    c.form()
+    lead(c, "n1")
+    c.run(0.5)
+    c.cut("n1")
+    old = c.nodes["n1"]
+    c.service.end_session(old, old.session)
+    c.service.disconnect(old)
+    while old.core.may_read(old.clock()):
+        assert c.service.descriptor.coordinator == "n1"
+        c.run(0.005)
+    c.run_until(lambda: c.service.descriptor.coordinator != "n1", 5)
     well(c)

@@ -185,3 +185,21 @@ def test_a_write_that_was_appended_is_unknown_when_the_epoch_ends() -> None:
     assert other.last_error[0] == Unavailable.code
     assert other.last_error[2]["reason"] == "not_coordinator"
     well(c)
+
+
+def test_a_retry_after_every_node_restarted_gets_the_first_result() -> None:
+    """The result is stored with the rows, in the same batch."""
+    c = formed()
+    client = c.clients[0]
+    op = increment(client)
+    first = send(c, client, op)
+    c.put_done()
+    c.run(0.5)
+    for name in c.nodes:
+        c.crash(name)
+        assert c.nodes[name].disk.meta.applied > 0
+    c.start()
+    c.run_until(c.is_well, 20)
+    assert send(c, client, op, c.leader().name) == first
+    assert counter(c) == 1
+    well(c)

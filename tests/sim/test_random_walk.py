@@ -55,6 +55,31 @@ def test_walks_meet_what_they_are_to_test() -> None:
     assert epochs > 30
 
 
+@pytest.mark.parametrize("kind", ["all", "drift", "rollback"])
+def test_walks_of_every_kind_happen(kind: str) -> None:
+    """Among the first seeds; each with the faults that are its own."""
+    seeds = [seed for seed in range(1, 61) if Walk(seed).kind == kind]
+    assert len(seeds) >= 3
+    faults: dict[str, int] = {}
+    for seed in seeds[:3]:
+        walk = Walk(seed).run()
+        assert walk.cluster.oracle.judges_reads is (kind != "drift")
+        for name, count in walk.faults.items():
+            faults[name] = faults.get(name, 0) + count
+    assert faults.get("rollback", 0) > 0 if kind == "rollback" else faults.get("crash", 0) > 0
+
+
+def test_walks_force_copies_and_drop_tables() -> None:
+    forced = dropped = 0
+    for seed in range(1, 61):
+        walk = Walk(seed)
+        if walk.kind == "all" and (not forced or not dropped):
+            walk.run()
+            forced += walk.faults.get("force", 0)
+            dropped += walk.cluster.oracle.is_dropped
+    assert forced and dropped
+
+
 def digest(seed: int, hash_seed: str) -> str:
     code = f"from tests.support.core_walk import Walk; print(Walk({seed}).run().cluster.digest.hexdigest())"
     path = os.pathsep.join(str(ROOT / folder) for folder in ("client", "node", "."))

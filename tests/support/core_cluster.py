@@ -11,7 +11,7 @@ import hashlib
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ackord.wire.limits import Limits
@@ -20,7 +20,7 @@ from ackord.wire.values import encode_columns
 from ackord_node.core import effects as e
 from ackord_node.core.replica import Replica
 from ackord_node.core.state import CoreConfig
-from ackord_node.core.types import Descriptor, LogLimits, Timing
+from ackord_node.core.types import Descriptor, LogLimits, Member, Timing
 from tests.support.core_clients import Client, Op, Reader, read, write_event
 from tests.support.core_disk import SnapshotSource, VirtualDisk
 from tests.support.core_oracle import Oracle, Violation
@@ -449,6 +449,33 @@ class Cluster:
             meta = node.disk.meta
             meta.suspect = True
             node.disk.now.meta = meta.encode()
+
+    def mark_dropped(self) -> Descriptor:
+        """What dropping the table does to the descriptor (rule R18); returns what it replaced."""
+        before = self.service.descriptor
+        marked = replace(before, epoch=before.epoch + 1, coordinator=None, incarnation=0, dropped=True)
+        assert self.service.apply(marked, self.service.version)
+        return before
+
+    def force(self, name: str) -> bool:
+        """Makes one copy the only one, as an operator may. False if that could lose what was acknowledged."""
+        node, before = self.nodes[name], self.service.descriptor
+        member = before.member_of(name)
+        meta = node.disk.meta
+        is_intact = member is not None and member.copy_id == meta.copy_id and not meta.suspect
+        is_same = node.replica is None or node.core.state.me == member
+        if not is_intact or not is_same or before.dropped:
+            return False
+        epoch = max(before.epoch, *(x.disk.meta.promised for x in self.nodes.values())) + 1
+        forced = replace(
+            before,
+            epoch=epoch,
+            coordinator=None,
+            incarnation=0,
+            in_sync=frozenset({Member(name, meta.copy_id)}),
+            recovered=epoch,
+        )
+        return self.service.apply(forced, self.service.version)
 
     def pause(self, name: str) -> None:
         self.nodes[name].is_paused = True

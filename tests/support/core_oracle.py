@@ -50,6 +50,9 @@ class Oracle:
         self.history: dict[bytes, tuple[list[int], list[bytes | None]]] = defaultdict(lambda: ([0], [None]))
         self.last_version = 0
         self.reads = self.acks = self.may_read_steps = 0
+        self.judges_reads = True  # False while clocks drift beyond what reads can bear
+        self.has_given_up = False
+        self.is_dropped = False  # the drop has returned: nobody serves the tablet any more
 
     # ------------------------------------------------------------------------ the committed log
 
@@ -153,8 +156,10 @@ class Oracle:
         """If the replica may answer reads now, it must hold all that was exposed; and it exposes its own."""
         replica = node.replica
         assert replica is not None
-        if not replica.may_read(now):
+        if not self.judges_reads or not replica.may_read(now):
             return
+        if self.is_dropped:
+            raise Violation(f"{node.name} may answer reads of a dropped tablet")
         state = replica.state
         self.may_read_steps += 1
         reach = state.commit if replica.coordinator is not None else state.log.end
@@ -171,6 +176,8 @@ class Oracle:
 
     def acknowledged(self, op: Op, version: int) -> None:
         self.acks += 1
+        if self.is_dropped:
+            raise Violation(f"{op} was acknowledged after its tablet was dropped")
         index, found = self.done.get((op.client, op.seq), (0, 0))
         if found != version:
             raise Violation(f"{op} was acknowledged with {version}, but {found} is committed at {index}")
@@ -180,6 +187,8 @@ class Oracle:
         """A read (or a negative answer) that arrived when ``since`` entries were exposed answered ``row``: the row
         as of some prefix between that and what is committed now."""
         self.reads += 1
+        if not self.judges_reads:
+            return
         indices, rows = self.history[key]
         at = bisect_right(indices, since) - 1
         while at < len(indices):
@@ -190,6 +199,18 @@ class Oracle:
         raise Violation(
             f"{what} answered {row!r} for {key!r}; since {since} it was {rows[bisect_right(indices, since) - 1 :]}"
         )
+
+    def given_up(self, index: int) -> None:
+        """An operator accepted the loss of everything after ``index``; older copies than that are void."""
+        self.has_given_up = True
+        del self.truth[index:]
+        self.exposed = min(self.exposed, index)
+        self.done = {request: found for request, found in self.done.items() if found[0] <= index}
+        self.rows = self.state_at(index)
+        for indices, rows in self.history.values():
+            keep = bisect_right(indices, index)
+            del indices[keep:], rows[keep:]
+        self.last_version = max((entry.last_version for entry in self.truth), default=0)
 
     # ---------------------------------------------------------------------------- stored states
 
@@ -204,7 +225,7 @@ class Oracle:
     def stored(self, node: Node) -> None:
         """What a node finds at its start is the state at ``applied``, followed by a log without gap."""
         meta = node.disk.meta
-        if meta.filling:
+        if meta.filling or (self.has_given_up and not meta.recovered):
             return
         if node.disk.now.rows != self.state_at(meta.applied):
             raise Violation(f"{node.name}'s stored rows are not the state at {meta.applied}")
@@ -212,7 +233,9 @@ class Oracle:
     def descriptor_changed(self, before: Descriptor, after: Descriptor) -> None:
         if after.epoch < before.epoch:
             raise Violation(f"the epoch went back from {before.epoch} to {after.epoch}")
-        if after.epoch > before.epoch and before.in_sync:
+        if after.recovered > before.recovered:
+            return  # an operator's decision, not the protocol's
+        if after.epoch > before.epoch and not before.is_newborn:
             taker = after.member_of(after.coordinator or "")
             if taker not in before.in_sync and not after.dropped:
                 raise Violation(f"{taker} took over, but {sorted(before.in_sync)} were in sync")

@@ -144,11 +144,11 @@ class Service:
         chance = self._c.rng.random() if self._c.has_faults else 1.0
         if not node.connected:
             return "unsent" if chance < 0.5 or chance == 1.0 else "late"
-        if chance < 0.06:
-            return "late"
         if chance < 0.10:
+            return "late"
+        if chance < 0.17:
             return "answer_lost"
-        return "lost" if chance < 0.13 else "normal"
+        return "lost" if chance < 0.20 else "normal"
 
     def apply(self, descriptor: Descriptor, version: int) -> bool:
         if version != self.version:

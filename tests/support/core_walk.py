@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 from ackord.wire.limits import Limits
 from ackord_node.core import effects as e
 from ackord_node.core import log as core_log
+from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.types import LogLimits, Timing
 from tests.support.core_clients import KEYS
 from tests.support.core_cluster import Cluster, Node, Profile
@@ -28,6 +29,25 @@ TINY_LOG = LogLimits(
     entry_bytes=300,
     snapshot_chunk_bytes=200,
 )
+
+
+FAULTS = {
+    "crash": 10,
+    "pause": 8,
+    "cut": 6,
+    "one-way": 4,
+    "isolate": 4,
+    "service": 6,
+    "session": 6,
+    "hand over": 4,
+    "leave": 2,
+    "slow disk": 2,
+    "stuck disk": 4,
+    "corrupt": 2,
+    "bounce": 2,
+    "force": 1,
+}
+ROLLBACK_FAULTS = {"rollback": 10, "hand over": 1, "slow disk": 1, "session": 1}
 
 
 @contextmanager
@@ -46,21 +66,32 @@ class Walk:
         self.seed = seed
         c = Cluster(seed)
         rng = c.rng
+        # What the walk is about: every fault at once, clocks that drift beyond the bound (only reads may suffer),
+        # or one disk at a time that rolls back unnoticed, which the rules bear only while the others are reachable.
+        self.kind = rng.choices(("all", "drift", "rollback"), (8, 1, 1))[0]
         nodes = 5 if rng.random() < 0.15 else 3
-        timing = Timing(balance_delay=rng.choice((1e9, 1.5)), lease=rng.choice((0.3, 1.0, 1.0)))
+        timing = Timing(
+            balance_delay=rng.choice((1e9, 1.5)),
+            lease=rng.choice((0.3, 0.3, 1.0)),
+            confirm_timeout=rng.choice((0.4, 1.0)),
+        )
         timing = replace(timing, rejoin_pause_max=2.0)
         self.profile = Profile(
             nodes=nodes,
             min_in_sync=rng.choice((1, 2, 2)) if nodes == 3 else rng.choice((1, 2, 3)),
-            is_chaotic=rng.random() < 0.5,
+            is_chaotic=rng.random() < 0.5 and self.kind != "rollback",
+            session_timeout=rng.choice((0.4, 1.5)),
             delay_max=rng.choice((0.003, 0.003, 0.05)),
             disk_delay_max=rng.choice((0.003, 0.01, 0.08)),
-            drift=timing.drift_max * rng.choice((0.0, 0.95)),
+            drift=timing.drift_max * (20 if self.kind == "drift" else rng.choice((0.0, 0.95))),
             timing=timing,
             log=TINY_LOG if rng.random() < 0.6 else LogLimits(),
             limits=replace(Limits(), clients_count=rng.choice((2, 4096))),
         )
         self.cluster = Cluster(seed, self.profile)
+        self.cluster.oracle.judges_reads = self.kind != "drift"
+        self._faults = ROLLBACK_FAULTS if self.kind == "rollback" else FAULTS
+        self._fault_rate = rng.choice((1.6, 5.0))  # a second
         self.faults: dict[str, int] = {}
         self._is_calm = False
 
@@ -69,6 +100,8 @@ class Walk:
             self._faulty_phase()
             self._heal()
             self._live_phase()
+            if self.kind == "all" and self.cluster.rng.random() < 0.2:
+                self._drop_phase()
         return self
 
     # ------------------------------------------------------------------------ safety phase
@@ -102,28 +135,13 @@ class Walk:
         node = rng.choice(list(c.nodes.values()))
         if rng.random() < 0.4:
             node = c.nodes.get(c.service.descriptor.coordinator or "", node)
-        name, fault = rng.choices(
-            (
-                ("crash", self._crash),
-                ("pause", self._pause),
-                ("cut", self._cut),
-                ("one-way", self._cut_one_way),
-                ("isolate", self._isolate),
-                ("service", self._service_away),
-                ("session", self._end_session),
-                ("hand over", self._hand_over),
-                ("leave", self._leave),
-                ("slow disk", self._slow_disk),
-                ("stuck disk", self._stuck_disk),
-                ("corrupt", self._corrupt),
-                ("bounce", self._bounce),
-            ),
-            (5, 4, 3, 2, 2, 3, 3, 2, 1, 1, 2, 1, 1),
-        )[0]
+        name = rng.choices(list(self._faults), list(self._faults.values()))[0]
+        fault: Callable[[Node], bool] = getattr(self, "_" + name.replace(" ", "_").replace("-", "_"))
         if fault(node):
             self.faults[name] = self.faults.get(name, 0) + 1
             c.trace.append(f"{c.now:.6f} ** {name} {node.name}")
-        c.at(rng.expovariate(1.6), self._fault)
+        is_burst = rng.random() < 0.25  # what one fault leaves half done meets the next
+        c.at(rng.uniform(0.0, 0.1) if is_burst else rng.expovariate(self._fault_rate), self._fault)
 
     def _is_spare(self, node: Node) -> bool:
         """Whether this node's copy may be lost: another intact in-sync copy stays, whatever set is decided."""
@@ -170,7 +188,7 @@ class Walk:
         self.cluster.at(self.cluster.rng.expovariate(0.8), self.cluster.mend)
         return True
 
-    def _cut_one_way(self, node: Node) -> bool:
+    def _one_way(self, node: Node) -> bool:
         c = self.cluster
         other = c.rng.choice([x for x in c.nodes if x != node.name])
         c.cuts.add((node.name, other))
@@ -187,7 +205,7 @@ class Walk:
         c.at(c.rng.expovariate(0.8), lambda: c.service.connect(node))
         return True
 
-    def _service_away(self, node: Node) -> bool:
+    def _service(self, node: Node) -> bool:
         c = self.cluster
         away = list(c.nodes.values()) if c.rng.random() < 0.3 else [node]
         for x in away:
@@ -195,7 +213,7 @@ class Walk:
             c.at(c.rng.expovariate(0.7), lambda x=x: c.service.connect(x))  # type: ignore[misc]
         return True
 
-    def _end_session(self, node: Node) -> bool:
+    def _session(self, node: Node) -> bool:
         c = self.cluster
         holder = c.nodes[c.service.lock[0]] if c.service.lock else node
         c.service.end_session(holder, holder.session)
@@ -260,6 +278,25 @@ class Walk:
                 c.at(c.rng.expovariate(1.5), lambda x=x: c.start(x.name) if not self._is_calm else None)  # type: ignore[misc]
         return True
 
+    def _force(self, node: Node) -> bool:
+        return self.cluster.force(node.name)
+
+    def _rollback(self, node: Node) -> bool:
+        """The disk is an older state of itself and does not say so. The others know more than it, and are there."""
+        c = self.cluster
+        if not c.is_well() or not node.disk.states:
+            return False
+        states = c.rng.randint(1, 8)
+        older = node.disk.states[-min(states, len(node.disk.states))]
+        end = max([CopyMeta.decode(older.meta).applied, *older.log])
+        others = [x.core.state.commit for x in c.nodes.values() if x is not node]
+        if end < len(c.oracle.truth) and max(others) <= end:
+            return False
+        c.crash(node.name)
+        c.roll_back(node.name, states, is_suspect=False)
+        c.at(c.rng.choice((0.01, 0.5, 2.5)), lambda: c.start(node.name) if not self._is_calm else None)
+        return True
+
     # ---------------------------------------------------------------------- liveness phase
 
     def _heal(self) -> None:
@@ -293,12 +330,35 @@ class Walk:
                 op.attempts = max(op.attempts, 1)
         op = c.put_done()
         c.run_until(c.is_well, 20, "the last write reaches every replica")
-        c.run(5.0)
+        c.run(2.0)
         c.run_until(c.is_well, 20, "it stays well")
         for name in c.nodes:
             reader = c.read(name, op.key)
             assert list(reader.rows.values()) == [c.oracle.rows.get(op.key)], f"{name} serves the last write"
         c.check_end()
+
+    def _drop_phase(self) -> None:
+        """The table is dropped while some nodes cannot see it (rule R18)."""
+        c = self.cluster
+        c.has_clients = True
+        for client in c.clients:
+            client.start()
+        for node in c.nodes.values():
+            if c.rng.random() < 0.4:
+                c.service.disconnect(node)
+                c.at(c.rng.uniform(0, 8), lambda node=node: c.service.connect(node))  # type: ignore[misc]
+            elif c.rng.random() < 0.3:
+                self._pause(node)
+        before = c.mark_dropped()
+        names = [member.node for member in before.in_sync]
+
+        def has_stopped() -> bool:
+            return any(c.nodes[name].core.state.stopped_reason == "dropped" for name in names)
+
+        c.run_until(has_stopped, 20, "some member stops")
+        c.run(self.profile.timing.promise * (1 + self.profile.drift))
+        c.oracle.is_dropped = True
+        c.run(3.0)
 
     def summary(self) -> dict[str, int]:
         o, c = self.cluster.oracle, self.cluster

@@ -186,6 +186,8 @@ GOOD: list[Any] = [m.CONFIRM, TABLET, 3, 2, 1]
         [m.CONFIRM, TABLET, 3, 2],
         [m.CONFIRM, TABLET, 3, 2, 1, 0],
         [m.CONFIRM, "7", 3, 2, 1],
+        [m.APPEND, TABLET, 3, 0, 0, 0, [x.record for x in (entries(1) + entries(1, first=3))], 0],
+        [m.APPEND, TABLET, 3, 1, 3, 0, [x.record for x in entries(1)], 0],
         [m.CONFIRM, TABLET, None, 2, 1],
     ],
 )

@@ -257,6 +257,12 @@ def test_a_takeover_leaves_the_old_coordinator_out_unless_that_is_below_the_mini
     assert h.swap().descriptor.in_sync == members(*NODES), "itself, in an earlier run"
 
 
+def test_a_takeover_before_the_set_was_ever_complete_begins_anew() -> None:
+    """Nothing can have been committed, and the first copy may be lost: it need not be waited for."""
+    h = swapping(descriptor("n2", coordinator="n2"))
+    assert h.swap().descriptor.in_sync == members("n1")
+
+
 def test_its_epoch_is_above_all_that_it_promised() -> None:
     """Also over a coordination service that was rebuilt from an older state."""
     h = swapping(descriptor(*NODES, epoch=3), meta=CopyMeta(1, promised=8))

@@ -211,6 +211,7 @@ class Replica:
         s.descriptor, s.descriptor_version = won.descriptor, won.version
         s.recovered = won.descriptor.recovered
         s.handed_to = None
+        s.suspect = False  # all members had answered, and none has a later log: nothing is missing (R13)
         s.promise_epoch(won.descriptor.epoch)
         self.follower.forget(now)
         self.reads.refuse(_MOVED)

@@ -1,0 +1,16 @@
+"""Conditions whose absence breaks no promise, each with the reason; ``drop_ifs`` leaves them out."""
+
+from __future__ import annotations
+
+_GET = "core/replica.py:Replica.get_many: "
+_LEARNER = "core/membership.py:Membership._learner: "
+
+NEEDLESS: dict[str, str] = {
+    _GET + "never if not unapplied": "speed: the common read is one call",
+    _GET + "without `not pending` in `self.coordinator is not None or not pending`": "speed: as above",
+    "core/follower.py:Follower._answer: without `self.leader is None` in "
+    "`not self._epoch_is_durable or self.leader is None`": "types: without a leader there is nothing to say",
+    _LEARNER + "without `p.copy_id is None` in "
+    "`p is None or p.copy_id is None or any((x.node == node for x in rest))`": "types: who never answered has no "
+    "promise either",
+}
