@@ -258,7 +258,7 @@ class Batcher:
         if isinstance(op, Write):
             op.is_unknown = op.is_unknown or verdict.unknown
             if verdict.new_id and verdict.retry:
-                self._identities.refused(op)
+                self._identities.refused(op, error)
         elif verdict.retry:
             op.tablet.avoid[node] = self._environment.now() + AVOID_S
         if verdict.coordinator is not None:

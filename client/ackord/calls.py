@@ -96,11 +96,15 @@ class Identities:
             self._current = identity
         return identity
 
-    def refused(self, write: Write) -> None:
+    def refused(self, write: Write, error: Error) -> None:
         """A node will never execute the write under its identity, and no attempt of it can have happened: the
-        next one gets another id."""
+        next one gets another id, registered by the clock that the refusal tells. Back, too: that clock decides,
+        whatever a node whose own ran ahead has told."""
         if write.identity is self._current:
             self._current = None
+            clock, is_ahead = error.detail.get("clock"), error.detail.get("reason") == "registered_ahead"
+            if type(clock) is int and (is_ahead or clock > self._version):
+                self._version, self._version_at = clock, self._environment.now()
         write.release()
         write.attempts = 0
 

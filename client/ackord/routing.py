@@ -34,7 +34,8 @@ SMOOTHING: Final = 0.1  # weight of a new latency sample
 REFUSED_ID_REASONS: Final = (
     "stale",
     "client_collected",
-)  # the node forgot this client: its id can never execute
+    "registered_ahead",
+)  # the node forgot this client, or it registered by a clock that was ahead: its id can never execute
 
 
 # ---------------------------------------------------------------------------------- routing table

@@ -69,6 +69,7 @@ class FakeCluster:
     results: dict[tuple[bytes, int], int] = field(default_factory=dict)
     executed: list[tuple[bytes, int, int]] = field(default_factory=list)  # (client, seq, attempt) that ran
     refused_clients: set[bytes] = field(default_factory=set)  # as if they had been collected
+    clock: int | None = None  # the coordinator's: who registered later is refused
     routing_count: int = 0
 
     def tick(self) -> int:
@@ -135,6 +136,8 @@ class FakeCluster:
         client, floor = group[3], group[5]
         if client in self.refused_clients:
             raise OutcomeUnknown("this client was collected", reason="client_collected")
+        if self.clock is not None and group[4] > self.clock:
+            raise Unavailable("registered ahead", reason="registered_ahead", clock=self.clock)
         return [self._write(rows, client, floor, op) for op in group[6]]
 
     def _write(self, rows: dict[bytes, bytes], client: bytes, floor: int, op: list[Any]) -> Any:

@@ -254,7 +254,7 @@ def test_an_unknown_outcome_is_asked_again_under_the_same_id() -> None:
     assert not judge(OutcomeUnknown("?"), is_write=False).unknown
 
 
-@pytest.mark.parametrize("reason", ["stale", "client_collected"])
+@pytest.mark.parametrize("reason", ["stale", "client_collected", "registered_ahead"])
 def test_a_refused_id_is_renewed_only_if_no_attempt_can_have_happened(reason: str) -> None:
     fresh = judge(OutcomeUnknown("refused", reason=reason))
     assert fresh.retry and fresh.new_id and not fresh.unknown

@@ -306,6 +306,16 @@ async def test_a_refused_client_id_is_renewed_for_a_write_that_never_ran(
     assert cluster.executed[1][2] == 1
 
 
+async def test_a_client_that_registered_by_a_clock_that_was_ahead_registers_anew(
+    table: ackord.Table, coordinator: FakeNode, cluster: FakeCluster
+) -> None:
+    cluster.clock = 900 << 16  # what all nodes tell lies ahead of it
+    await table.put(("a", 1), {})
+    await table.put(("a", 2), {})
+    first, second = (group for group in coordinator.ops_of(OP_WRITE) if group[4] <= cluster.clock)
+    assert first[3] == second[3]
+
+
 async def test_a_refused_client_id_after_a_lost_answer_is_unknown(
     table: ackord.Table, coordinator: FakeNode, cluster: FakeCluster
 ) -> None:

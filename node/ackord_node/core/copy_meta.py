@@ -57,7 +57,7 @@ class CopyMeta:
     @classmethod
     def decode(cls, data: bytes) -> CopyMeta:
         """Raises ValueError if the record is of a format that this program does not read."""
-        raw: list[Any] = unpackb(data)
+        raw: Any = unpackb(data)
         found = raw[0] if isinstance(raw, list) and raw else type(raw).__name__
         if type(found) is not int or not META_FORMAT_OLDEST <= found <= META_FORMAT:
             raise ValueError(

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from ackord.errors import BY_CODE, Conflict, Error, InvalidRequest, OutcomeUnknown, Unavailable
+from ackord.errors import BY_CODE, Conflict, Error, OutcomeUnknown, Unavailable
 from ackord.wire.messages import error_to_wire, join_row
 from ackord_node.core.effects import Reply, Responder, WriteGroup, Writes
 from ackord_node.core.log import Entry
@@ -133,13 +133,15 @@ class WritePath:
                 return OutcomeUnknown(
                     "this client has been collected: what became of its earlier writes is no longer known",
                     reason="client_collected",
+                    clock=s.requests.collected_below + 1,
                 )
             if group.registered > (wall_ms + ahead) << 16:
-                return InvalidRequest(
+                return Unavailable(  # it would escape collection; some node's clock was ahead when it registered
                     f"registered={group.registered} lies more than {ahead} ms ahead of the coordinator's clock",
-                    field="registered",
+                    reason="registered_ahead",
                     value=group.registered,
                     limit=ahead,
+                    clock=wall_ms << 16,
                 )
         elif record.last_version < self._collecting_below:
             return Unavailable(
