@@ -7,9 +7,13 @@ STAMP  := $(VENV)/.installed
 CONFIG ?= cluster.yaml
 DEVCLUSTER = $(BIN)/python -m ackord_node.devcluster --config $(CONFIG)
 WORKERS ?= 2
+SEEDS   ?= 500
+MINUTES ?= 5
+CUTS    ?= 200
+SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help venv cluster status stop clean demo test lint chaos bench
+.PHONY: help venv cluster status stop clean demo test lint sim mutants chaos powerloss fuzz bench
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -46,9 +50,25 @@ lint: $(STAMP) ## style, types and the ladder of imports
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-chaos: $(STAMP) ## kill and pause nodes under load and check every answer
+sim: $(STAMP) ## whole clusters on virtual time under faults: SEEDS=500, FIRST=1
+	@$(BIN)/python -m tests.sim --seeds $(SEEDS) --jobs $(WORKERS) $(if $(FIRST),--first $(FIRST))
+
+mutants: $(STAMP) ## drop every rule and every condition, one at a time: all must be caught
+	@$(BIN)/python -m tests.sim.mutants --write docs/mutants.md
+	@$(BIN)/python -m tests.sim.drop_ifs
+
+chaos: $(STAMP) ## break real processes, disks and networks under load: MINUTES=5, NODES=3, SEED=... (root)
 	@$(DEVCLUSTER) install
-	@$(BIN)/python -m pytest -q -s -m chaos tests/chaos
+	@scripts/install-chaos-packages
+	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(NODES),--nodes $(NODES)) $(if $(SEED),--seed $(SEED))
+
+powerloss: $(STAMP) ## cut the power of loaded nodes at random instants: CUTS=200
+	@$(DEVCLUSTER) install
+	@$(BIN)/python -m tests.powerloss --cuts $(CUTS) --cluster-cuts 5
+
+fuzz: $(STAMP) ## damaged and random input to every endpoint of a running node: SECONDS=60
+	@$(DEVCLUSTER) install
+	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 bench: cluster ## speed of the running cluster
 	@$(BIN)/python bench/bench.py

@@ -23,7 +23,7 @@ from ackord_node.adapters.engine_rocksdb import RocksEngine
 from ackord_node.adapters.transport_http import HttpPeerTransport
 from ackord_node.config import ClusterConfig, NodeConfig
 from ackord_node.core.types import LogLimits, Timing
-from ackord_node.ports import EngineCorrupt, EngineError
+from ackord_node.ports import EngineCorrupt, EngineError, EngineForeign, EngineLocked
 from ackord_node.runtime.engine_thread import EngineThread
 from ackord_node.runtime.identity import IdentityError, check_folder, check_readable, mark_suspect, read_facts
 from ackord_node.runtime.node import Node
@@ -105,9 +105,12 @@ class App:
             loop.add_signal_handler(number, stop.set)
         try:
             engine = open_engine(self._node_config)
-        except EngineError as error:
+        except (EngineLocked, EngineForeign) as error:
             log.critical("cannot open the data folder %s: %s", self._node_config.data, error)
             return EXIT_REFUSED
+        except EngineError as error:  # a full or failing disk: another start may find it well
+            log.critical("cannot open the data folder %s: %s", self._node_config.data, error)
+            return EXIT_CRASHED
         try:
             return await self._serve(engine, stop)
         except (IdentityError, OSError) as error:

@@ -36,9 +36,20 @@ LOGS_VARIABLE = "ACKORD_TEST_LOGS"  # a folder that the nodes' logs are copied t
 class RealNode:
     """One node: its place in cluster.yaml, its data folder, its log and, while it runs, its process."""
 
-    def __init__(self, name: str, port: int, folder: Path, data: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        port: int,
+        folder: Path,
+        data: Path,
+        *,
+        host: str = HOST,
+        wrapper: Sequence[str] = (),
+    ) -> None:
         self.name = name
+        self.host = host
         self.port = port
+        self.wrapper = tuple(wrapper)  # the command that runs a program in this node's place
         self.folder = folder
         self.data = data
         self.log_path = folder / f"{name}.log"
@@ -47,7 +58,7 @@ class RealNode:
 
     @property
     def url(self) -> str:
-        return f"http://{HOST}:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -60,7 +71,9 @@ class RealNode:
 
     def start(self) -> None:
         assert not self.is_running, f"{self.name} runs already"
-        self._process = launch_node(self.folder / "cluster.yaml", self.name, self.log_path, self.environment)
+        self._process = launch_node(
+            self.folder / "cluster.yaml", self.name, self.log_path, self.environment, self.wrapper
+        )
 
     def kill(self) -> None:
         """SIGKILL; returns at once."""
@@ -121,7 +134,9 @@ class RealCluster:
     """``count`` nodes and a ZooKeeper; enter it (or call ``start`` and ``close``).
 
     ``settings`` are cluster.yaml's sections beside the nodes, merged into the defaults; ``node_settings`` go into
-    each node's entry; ``data`` places single nodes' data folders elsewhere.
+    each node's entry; ``data`` places single nodes' data folders elsewhere; ``hosts`` and ``wrappers`` place nodes
+    on other addresses than loopback, together with the commands that run programs there. A ``folder`` that is given
+    is kept at the end.
     """
 
     def __init__(
@@ -133,16 +148,21 @@ class RealCluster:
         settings: Mapping[str, Any] | None = None,
         node_settings: Mapping[str, Mapping[str, Any]] | None = None,
         data: Mapping[str, Path] | None = None,
+        hosts: Mapping[str, str] | None = None,
+        wrappers: Mapping[str, Sequence[str]] | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.name = name
-        self.folder = Path(tempfile.mkdtemp(prefix="ackord-cluster-"))
+        self._is_temporary = folder is None
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="ackord-cluster-"))
         self._owns_zookeeper = zookeeper is None
         self.zookeeper = zookeeper or ZooKeeperServer()
         self.nodes: dict[str, RealNode] = {}
         for number, port in enumerate(free_ports(count), start=1):
             node = f"n{number}"
             place = (data or {}).get(node, self.folder / "data" / node)
-            self.nodes[node] = RealNode(node, port, self.folder, place)
+            host, wrapper = (hosts or {}).get(node, HOST), (wrappers or {}).get(node, ())
+            self.nodes[node] = RealNode(node, port, self.folder, place, host=host, wrapper=wrapper)
         self.settings: dict[str, Any] = {
             "cluster": name,
             "coordination": f"zookeeper://{self.zookeeper.address}/ackord",
@@ -173,7 +193,7 @@ class RealCluster:
     def write_config(self) -> None:
         nodes = {
             node.name: {
-                "address": f"{HOST}:{node.port}",
+                "address": f"{node.host}:{node.port}",
                 "data": str(node.data),
                 **self._node_settings.get(node.name, {}),
             }
@@ -242,7 +262,8 @@ class RealCluster:
             for node in self.nodes.values():
                 if node.log_path.exists():
                     shutil.copy(node.log_path, Path(keep) / f"{self.folder.name}-{node.name}.log")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._is_temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def logs(self) -> str:
         tails = [f"---- {node.name}\n{node.log()[-LOG_TAIL_BYTES:]}" for node in self.nodes.values()]
@@ -314,13 +335,17 @@ class RealCluster:
 
 
 def launch_node(
-    config: Path, name: str, log_path: Path, environment: Mapping[str, str] | None = None
+    config: Path,
+    name: str,
+    log_path: Path,
+    environment: Mapping[str, str] | None = None,
+    wrapper: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
     """One node process of this working tree, its output appended to ``log_path``."""
     paths = os.pathsep.join([str(REPO / "client"), str(REPO / "node")])
     with log_path.open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "ackord_node", "--config", str(config), "--node", name],
+            [*wrapper, sys.executable, "-m", "ackord_node", "--config", str(config), "--node", name],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,7 +37,10 @@ def free_ports(count: int) -> list[int]:
 class ZooKeeperServer:
     """One server; its data outlives stop, kill and restart, until close (or the end of the with block)."""
 
-    def __init__(self, settings: ZooKeeperSettings | None = None, *, tick_ms: int = 500) -> None:
+    def __init__(
+        self, settings: ZooKeeperSettings | None = None, *, tick_ms: int = 500, wrapper: Sequence[str] = ()
+    ) -> None:
+        self._wrapper = tuple(wrapper)
         self._folder = None if settings else Path(tempfile.mkdtemp(prefix="ackord-zookeeper-"))
         if settings is None:
             assert self._folder is not None
@@ -50,7 +54,7 @@ class ZooKeeperServer:
 
     def start(self, *, wait: bool = True) -> None:
         if self._process is None:
-            self._process = launch(self.settings)
+            self._process = launch(self.settings, self._wrapper)
         if wait:
             self.wait()
 
@@ -114,22 +118,39 @@ class ZooKeeperServer:
 
 
 class ZooKeeperEnsemble:
-    """Three servers that form one quorum."""
+    """Three servers that form one quorum, on free loopback ports.
 
-    def __init__(self, count: int = 3) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="ackord-ensemble-"))
-        ports = free_ports(3 * count)
-        members = tuple(Member(*ports[3 * i : 3 * i + 3]) for i in range(count))
+    Or one server for each of ``places`` (a host, and the command that runs a program there), in a ``folder`` that
+    is kept at the end.
+    """
+
+    def __init__(
+        self,
+        count: int = 3,
+        *,
+        places: Sequence[tuple[str, Sequence[str]]] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self._is_temporary = folder is None
+        self._folder = folder or Path(tempfile.mkdtemp(prefix="ackord-ensemble-"))
+        if places is None:
+            ports = free_ports(3 * count)
+            members = tuple(Member(ports[3 * i], ports[3 * i + 1], ports[3 * i + 2]) for i in range(count))
+            places = [(HOST, ())] * count
+        else:
+            members = tuple(Member(2181, 2888, 3888, host) for host, _ in places)
         self.servers = [
             ZooKeeperServer(
                 ZooKeeperSettings(
                     folder=self._folder / str(number),
+                    host=host,
                     client_port=member.client_port,
                     server_id=number,
                     members=members,
-                )
+                ),
+                wrapper=wrapper,
             )
-            for number, member in enumerate(members, start=1)
+            for number, (member, (host, wrapper)) in enumerate(zip(members, places, strict=True), start=1)
         ]
 
     @property
@@ -145,7 +166,8 @@ class ZooKeeperEnsemble:
     def close(self) -> None:
         for server in self.servers:
             server.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._is_temporary:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         try:
