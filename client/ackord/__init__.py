@@ -19,6 +19,7 @@ from ackord.errors import (
     TableNotFound,
     Unauthorized,
     Unavailable,
+    VersionCollected,
 )
 from ackord.operations import Delete, Put, Update
 from ackord.row import Row
@@ -45,6 +46,7 @@ __all__ = [
     "Unauthorized",
     "Unavailable",
     "Update",
+    "VersionCollected",
     "__version__",
     "connect",
 ]

@@ -27,6 +27,7 @@ from ackord.wire.messages import (
     row_version,
     split_starts,
 )
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord.wire.values import check_columns, check_update, decode_columns, encode_columns
 from ackord_node.runtime.service import Respond, Service
 
@@ -97,7 +98,9 @@ class FakeService:
     def address_of(self, node: str) -> str | None:
         return self.addresses.get(node)
 
-    async def create_table(self, name: str, key: list[list[str]], split_at: list[Any]) -> TableDefinition:
+    async def create_table(
+        self, name: str, key: list[list[str]], split_at: list[Any], options: TableOptions = DEFAULT_OPTIONS
+    ) -> TableDefinition:
         schema = KeySchema.from_wire(key)
         if name in self.tables and self.tables[name].key != schema:
             raise TableExists(f"the table {name!r} exists with another key", table=name)
@@ -108,7 +111,7 @@ class FakeService:
             TabletRange(first + number, start, end)
             for number, (start, end) in enumerate(zip(starts, ends, strict=True))
         )
-        self.tables[name] = TableDefinition(len(self.tables) + 1, name, schema, tablets)
+        self.tables[name] = TableDefinition(len(self.tables) + 1, name, schema, tablets, options=options)
         return self.tables[name]
 
     async def drop_table(self, name: str) -> None:

@@ -25,6 +25,7 @@ from typing import Any, Final
 from ackord.errors import Conflict, Error, InvalidRequest, from_code
 from ackord.wire.keys import KeySchema
 from ackord.wire.limits import DEFAULT_LIMITS, Limits
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 
 WIRE_VERSION: Final = 1
 WIRE_VERSION_OLDEST: Final = 1  # nodes accept clients from this one on
@@ -50,6 +51,9 @@ HELLO_REFUSED: Final = -1  # in the place of the wire version: [-1, code, messag
 
 CLIENT_ID_BYTES: Final = 16
 VERSION_BYTES: Final = 8
+OWN_MARK: Final = b"\xc1"  # never the first byte of msgpack: what follows is the row's, or the write's, own
+_MARK_END: Final = VERSION_BYTES + 1
+EXPIRING_BYTES: Final = _MARK_END + 8  # before the columns of a row with an expiry of its own
 VERSION_COUNTER_BITS: Final = 16  # a version is Unix milliseconds << 16 | counter
 
 _TABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
@@ -65,11 +69,22 @@ def row_version(row: bytes | memoryview) -> int:
 
 def row_columns(row: bytes) -> bytes:
     """The columns blob of a stored row, to be decoded by ``values.decode_columns``."""
-    return row[VERSION_BYTES:]
+    return row[VERSION_BYTES:] if row[VERSION_BYTES:_MARK_END] != OWN_MARK else row[EXPIRING_BYTES:]
 
 
-def join_row(version: int, columns: bytes) -> bytes:
-    return version.to_bytes(VERSION_BYTES, "big", signed=True) + columns
+def row_expires_ms(row: bytes) -> int:
+    """When the row expires by its own ttl, in Unix milliseconds; 0: it has none of its own."""
+    if row[VERSION_BYTES:_MARK_END] != OWN_MARK:
+        return 0
+    return int.from_bytes(row[_MARK_END:EXPIRING_BYTES], "big")
+
+
+def join_row(version: int, columns: bytes, expires_ms: int = 0) -> bytes:
+    """``version(8) | columns``, or ``version(8) | OWN_MARK | expires_ms(8) | columns``."""
+    head = version.to_bytes(VERSION_BYTES, "big", signed=True)
+    if not expires_ms:
+        return head + columns
+    return head + OWN_MARK + expires_ms.to_bytes(8, "big") + columns
 
 
 # ---------------------------------------------------------------------------------------- tables
@@ -96,6 +111,7 @@ class TableDefinition:
     key: KeySchema
     tablets: tuple[TabletRange, ...]
     state: str = "active"
+    options: TableOptions = DEFAULT_OPTIONS
     _starts: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -112,13 +128,15 @@ class TableDefinition:
         return [first.decode(start)[0] for start in self._starts[1:]]
 
     def to_wire(self) -> dict[str, Any]:
-        return {
+        wire = {
             "id": self.id,
             "name": self.name,
             "key": self.key.to_wire(),
             "tablets": [tablet.to_wire() for tablet in self.tablets],
             "state": self.state,
         }
+        options = self.options.to_wire()
+        return {**wire, "options": options} if options else wire
 
     @classmethod
     def from_wire(cls, wire: Any) -> TableDefinition:
@@ -131,9 +149,10 @@ class TableDefinition:
             raise ValueError(f"table definition with id {table_id!r}, name {name!r}, state {state!r}")
         try:
             key = KeySchema.from_wire(wire.get("key"))
+            options = TableOptions.from_wire(wire.get("options"))
         except InvalidRequest as error:
             raise ValueError(f"table definition of {name!r}: {error}") from None
-        return cls(table_id, name, key, tablets_from_wire(wire.get("tablets")), state)
+        return cls(table_id, name, key, tablets_from_wire(wire.get("tablets")), state, options)
 
 
 def tablets_from_wire(wire: Any) -> tuple[TabletRange, ...]:

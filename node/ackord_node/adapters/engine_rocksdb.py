@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rocksdict import ColumnFamily, WriteBatch
 
+from ackord_node.adapters import history_walk
 from ackord_node.adapters.engine_rocksdb_folder import DataFolder
 from ackord_node.adapters.engine_rocksdb_log import Bounds, LogChanges, stored_bounds
 from ackord_node.adapters.engine_rocksdb_read import (
     INDEX_MAX,
     Cursor,
+    HistoryCursor,
     Records,
     log_index,
     log_key,
@@ -34,8 +36,10 @@ from ackord_node.adapters.engine_rocksdb_read import (
     tablet_of,
 )
 from ackord_node.adapters.engine_rocksdb_store import MIB, RocksStore, StoreLimits, engine_error
+from ackord_node.core.history import Bounds, Moment, history_key
 from ackord_node.ports import Batch, EngineCorrupt, EngineError, EngineFailed, EngineForeign, EngineFull
 
+T = TypeVar("T")
 _UPPER = b"\xff" * 9  # behind every key of the spaces that are read whole
 
 
@@ -286,6 +290,44 @@ class RocksEngine:
             except Exception as error:
                 raise engine_error(error, "requests", tablet) from error
 
+    def history(
+        self, tablet: int, key: bytes, version_max: int, count_max: int
+    ) -> list[tuple[int, bytes | None]]:
+        return self._walk(tablet, lambda at: history_walk.versions(at, key, version_max, count_max))
+
+    def history_scan(
+        self,
+        tablet: int,
+        start: bytes,
+        end: bytes | None,
+        reverse: bool,
+        as_of: int,
+        count_max: int,
+        keys_max: int,
+        bytes_max: int,
+    ) -> tuple[list[Moment], bytes | None]:
+        return self._walk(
+            tablet,
+            lambda at: history_walk.scan(at, start, end, reverse, as_of, count_max, keys_max, bytes_max),
+        )
+
+    def history_excess(
+        self, tablet: int, start: bytes, bounds: Bounds, keys_max: int, records_max: int
+    ) -> tuple[list[tuple[bytes, int, bool]], bytes | None]:
+        return self._walk(tablet, lambda at: history_walk.excess(at, start, bounds, keys_max, records_max))
+
+    def _walk(self, tablet: int, walk: Callable[[history_walk.Cursor], T]) -> T:
+        with self._swap:
+            cursor = HistoryCursor(self._live().history, tablet)
+            try:
+                found = walk(cursor)
+                cursor.check()
+            except Exception as error:
+                raise engine_error(error, "history", tablet) from error
+            finally:
+                cursor.close()
+            return found
+
     def snapshot(self, tablet: int) -> _RocksSnapshot:
         with self._swap:
             store = self._live()
@@ -294,6 +336,7 @@ class RocksEngine:
                 spaces = {
                     "rows": Cursor(store.rows, tablet_end(tablet)),
                     "requests": Cursor(store.requests, tablet_end(tablet)),
+                    "history": Cursor(store.history, tablet_end(tablet)),
                 }
                 if store.sequence() == sequence:  # else a batch came between the two
                     break
@@ -343,8 +386,9 @@ def _encoded(batch: Batch, changes: LogChanges, handles: dict[str, ColumnFamily]
     """The batch as RocksDB applies it, in the port's order; within it later entries win."""
     encoded = WriteBatch(raw_mode=True)
     meta, log, rows, requests = (handles[name] for name in ("meta", "log", "rows", "requests"))
+    history = handles["history"]
     for tablet in (*batch.clear, *batch.forget):
-        for space in (rows, log, requests):
+        for space in (rows, log, requests, history):
             encoded.delete_range(tablet_key(tablet), tablet_end(tablet), space)
     for tablet in batch.forget:
         encoded.delete(tablet_key(tablet), meta)
@@ -362,6 +406,10 @@ def _encoded(batch: Batch, changes: LogChanges, handles: dict[str, ColumnFamily]
                 encoded.delete(tablet_key(tablet) + key, space)
             else:
                 encoded.put(tablet_key(tablet) + key, value, space)
+    for tablet, key, version, row in batch.history:
+        encoded.put(tablet_key(tablet) + history_key(key, version, row is None), row or b"", history)
+    for tablet, key, version, is_deletion in batch.history_drop:
+        encoded.delete(tablet_key(tablet) + history_key(key, version, is_deletion), history)
     for name, value in batch.node.items():
         encoded.put(name.encode(), value, handles["node"])
     return encoded

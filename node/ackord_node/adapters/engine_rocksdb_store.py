@@ -32,7 +32,7 @@ from ackord_node.ports import EngineCorrupt, EngineError, EngineFailed, EngineFu
 
 MIB = 1 << 20
 
-_SPACES = ("node", "meta", "log", "rows", "requests")
+_SPACES = ("node", "meta", "log", "rows", "requests", "history")
 _FULL_TEXTS = ("No space left on device", "Disk quota exceeded")
 _STALL_TEXT = "Write stall"  # "Result incomplete: Write stall", or without the first word
 _STALL_PAUSE_S = 0.004
@@ -80,7 +80,7 @@ class RocksStore:
         options = _store_options(limits, create=create, point_in_time=point_in_time)
         self.is_read_only = read_only
         self._db = Rdict(str(path), options, _space_options(limits), access)
-        self.node, self.meta, self.log, self.rows, self.requests = (
+        self.node, self.meta, self.log, self.rows, self.requests, self.history = (
             self._db.get_column_family(name) for name in _SPACES
         )
         self._handles: dict[str, ColumnFamily] = {
@@ -129,7 +129,7 @@ def _store_options(limits: StoreLimits, *, create: bool, point_in_time: bool) ->
     options = Options(raw_mode=True)
     # Only a new folder may create: a store that lost its CURRENT file must not come up empty.
     options.create_if_missing(create)
-    options.create_missing_column_families(create)
+    options.create_missing_column_families(True)  # a store of an earlier release has no history
     options.set_wal_recovery_mode(
         DBRecoveryMode.point_in_time() if point_in_time else DBRecoveryMode.tolerate_corrupted_tail_records()
     )
@@ -157,7 +157,10 @@ def _space_options(limits: StoreLimits) -> dict[str, Options]:
     rows.set_compression_type(DBCompressionType.lz4())
     # A range whose rows were deleted one by one is compacted soon, so that scans do not wade through it.
     rows.add_compact_on_deletion_collector_factory(4096, 2048, 0.5)
-    return {**small, "log": log, "rows": rows}
+    history = _one_space(cache, limits.write_buffer_bytes)
+    history.set_compression_type(DBCompressionType.lz4())
+    history.add_compact_on_deletion_collector_factory(4096, 2048, 0.5)
+    return {**small, "log": log, "rows": rows, "history": history}
 
 
 def _one_space(cache: Cache, write_buffer_bytes: int) -> Options:

@@ -33,6 +33,7 @@ class CopyMeta:
     descriptor: bytes | None = None
     descriptor_version: int = -1
     recovered: int = 0
+    clock_ms: int = 0  # of the tablet at ``applied`` (rule R20); written only once it runs
 
     def encode(self) -> bytes:
         return packb(
@@ -51,6 +52,7 @@ class CopyMeta:
                 self.descriptor_version,
                 self.recovered,
             ]
+            + [self.clock_ms] * bool(self.clock_ms)
         )
 
     @classmethod
@@ -75,7 +77,7 @@ class CopyMeta:
             descriptor,
             version,
             rec,
-        ) = raw
+        ) = raw[:13]
         return cls(
             copy_id,
             promised,
@@ -89,4 +91,5 @@ class CopyMeta:
             descriptor,
             version,
             rec,
+            raw[13] if len(raw) > 13 else 0,
         )

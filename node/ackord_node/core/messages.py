@@ -16,7 +16,7 @@ APPEND = 1  # tablet, epoch, previous index, previous epoch, commit point, [reco
 CONFIRM = 2  # tablet, epoch, copy_id, index: on disk up to here
 MISMATCH = 3  # tablet, epoch, copy_id, probed index, safe index: the prefix does not match at the probe
 BEACON = 4  # tablet, epoch, sent at, commit point, start, lease request, granted seconds, grantee, recovered
-BEACON_CONFIRM = 5  # tablet, epoch, copy_id, beacon time, lease request (own time or -1), end, flags
+BEACON_CONFIRM = 5  # tablet, epoch, copy_id, beacon time, lease request (own time or -1), end, flags[, wall_ms]
 INQUIRE = 6  # tablet, epoch, inquiry id (echoed)
 INQUIRE_ANSWER = 7  # tablet, epoch, copy_id, inquiry id, last epoch, last index, commit point, recovered
 HANDOVER = 8  # tablet, epoch, successor's incarnation
@@ -59,12 +59,16 @@ FIELDS = {
 }
 
 
+# kind -> how many more fields may follow, which senders leave out that have nothing to say in them
+OPTIONAL = {BEACON_CONFIRM: 1}
+
+
 def check(message: Any) -> Message:
     """The message if it has the shape of one; ValueError otherwise."""
     if not isinstance(message, list) or len(message) < 3 or not isinstance(message[0], int):
         raise ValueError(f"peer message is not a list of kind, tablet and epoch: {type(message).__name__}")
     expected = FIELDS.get(message[0])
-    if expected is None or len(message) != expected + 1:
+    if expected is None or not expected < len(message) <= expected + 1 + OPTIONAL.get(message[0], 0):
         raise ValueError(
             f"peer message of kind {message[0]} with {len(message) - 1} fields, expected {expected}"
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from ackord.errors import Unavailable
 from ackord.wire.messages import error_to_wire
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
 from ackord_node.core.coordinator import Coordinator
@@ -36,8 +37,9 @@ class Replica:
         rows: RowReader,
         new_copy_id: Callable[[], int],
         now: float,
+        options: TableOptions = DEFAULT_OPTIONS,
     ) -> None:
-        self.state = TabletState(node, incarnation, copy, config, rows, new_copy_id, now)
+        self.state = TabletState(node, incarnation, copy, config, rows, new_copy_id, now, options)
         self.reads = Reads(self.state)
         self.follower = Follower(self.state, now)
         self.takeover = Takeover(self.state)
@@ -54,6 +56,8 @@ class Replica:
             e.LockDone: self._lock_done,
             e.Durable: self._durable,
             e.LogRead: self._log_read,
+            e.RowsRead: self._rows_read,
+            e.AdvanceVersion: self._advance_version,
             e.SnapshotChunk: self._snapshot_chunk,
             e.SnapshotFailed: self._snapshot_failed,
             e.Corrupted: self._corrupted,
@@ -134,6 +138,8 @@ class Replica:
         if not self.may_read(now):
             return None
         pending, unapplied, stored = s.overlay.pending, s.overlay.unapplied, s.rows.get
+        if s.clock.at_end:
+            return self._get_shown(request, keys, now)
         if self.coordinator is not None or not pending:
             if not unapplied:
                 return s.rows.get_many(keys), []
@@ -145,6 +151,31 @@ class Replica:
             None if key in pending else unapplied[key][1] if key in unapplied else stored(key) for key in keys
         ]
         return rows, late
+
+    def _get_shown(
+        self, request: e.Responder, keys: list[bytes], now: float
+    ) -> tuple[list[Any], list[int]] | None:
+        """The same where rows expire: also a row waits that a pending reading of the clock would hide (R20)."""
+        pending, reads = self.state.overlay.pending, self.reads
+        is_member = self.coordinator is None
+        rows: list[Any] = []
+        late: list[int] = []
+        for at, key in enumerate(keys):
+            row = None if is_member and key in pending else reads.committed_row(key)
+            rows.append(row)
+            if is_member and (key in pending or reads.is_expiring(row)):
+                rows[at] = None
+                late.append(at)
+        if late and not reads.wait(request, [keys[at] for at in late], late, now + READ_WAIT_S):
+            return None
+        return rows, late
+
+    def has_pending_in(self, start: bytes, end: bytes | None) -> bool:
+        """Whether a read of this range must wait for the commit point, which a coordinator's never must."""
+        clock = self.state.clock
+        if self.coordinator is not None:
+            return False
+        return clock.at_end > clock.at_commit or self.reads.has_pending_in(start, end)
 
     # ------------------------------------------------------------------------------- messages
 
@@ -354,6 +385,14 @@ class Replica:
         if self.coordinator is not None:
             self.coordinator.replication.log_read(event, now)
 
+    def _rows_read(self, event: e.RowsRead, now: float) -> None:
+        if self.coordinator is not None:
+            self.coordinator.rows_read(event, now)
+
+    def _advance_version(self, event: e.AdvanceVersion, now: float) -> None:
+        if self.coordinator is not None:
+            self.coordinator.advance_version(event.version, now)
+
     def _snapshot_chunk(self, event: e.SnapshotChunk, now: float) -> None:
         if self.coordinator is not None:
             self.coordinator.replication.snapshot_chunk(event, now)
@@ -445,6 +484,8 @@ class Replica:
 
     def _tick(self, event: e.Tick, now: float) -> None:
         self._tick_at = now + self.state.config.timing.beacon_interval
+        if event.wall_ms:
+            self.state.wall_read(event.wall_ms, now)
         self.reads.refuse(_MOVED, now)
         if self.coordinator is not None:
             self.coordinator.tick(now)

@@ -14,6 +14,7 @@ from typing import Any
 from ackord.errors import BY_CODE, Conflict, Error, InvalidRequest, OutcomeUnknown, Unavailable
 from ackord.wire.messages import error_to_wire, join_row
 from ackord_node.core.effects import Reply, Responder, WriteGroup, Writes
+from ackord_node.core.expiry import Expiry
 from ackord_node.core.log import Entry
 from ackord_node.core.reads import Reads
 from ackord_node.core.rows import apply_op, check_op
@@ -62,9 +63,10 @@ class Verdicts:
 
 
 class WritePath:
-    def __init__(self, state: TabletState, reads: Reads) -> None:
+    def __init__(self, state: TabletState, reads: Reads, expiry: Expiry) -> None:
         self._s = state
         self._reads = reads
+        self._expiry = expiry
         self._in_progress: dict[bytes, dict[int, tuple[int, int]]] = {}  # client -> seq -> (index, result)
         self._answers: deque[Answer] = deque()
         self.pending_count = 0
@@ -117,7 +119,7 @@ class WritePath:
 
     def _new_draft(self, wall_ms: int) -> Draft:
         s = self._s
-        draft = Draft(max(s.last_version + 1, wall_ms << 16), [])
+        draft = Draft(max(s.last_version + 1, wall_ms << 16, s.clock.at_end << 16), [])
         keep_count = s.config.limits.clients_count
         if len(s.requests.clients) > keep_count and not self._collecting_below:
             cutoff = s.requests.cutoff(max(keep_count * 3 // 4, 1))
@@ -267,6 +269,12 @@ class WritePath:
         current = self._reads.newest_row(op[2]) if isinstance(error, Conflict) else None
         return error_to_wire(error, current)
 
+    def append_own(self, groups: list[Any], epoch: int, version: int = 0) -> None:
+        """An entry that no client asked for, perhaps from ``version`` on."""
+        s = self._s
+        entry = Entry.create(s.tablet, epoch, s.log.end + 1, max(s.last_version + 1, version), groups)
+        s.append(entry)
+
     def _append(self, draft: Draft, epoch: int) -> None:
         s = self._s
         entry = Entry.create(s.tablet, epoch, s.log.end + 1, draft_first_version(draft), draft.groups)
@@ -318,7 +326,7 @@ class WritePath:
         for entry in committed:
             for group in entry.groups:
                 if group[0] is None:
-                    self._collecting_below = 0
+                    self._collecting_below = 0 if group[1] else self._collecting_below
                 elif group[0]:
                     self._forget(group[0], group[3], entry.index)
         answers, commit = self._answers, self._s.commit

@@ -16,6 +16,7 @@ from ackord.errors import InvalidRequest, Unavailable
 from ackord.wire.frames import packb, unpackb
 from ackord.wire.keys import KeySchema
 from ackord.wire.messages import OP_GET, OP_SCAN, OP_WRITE, WHOLE_GROUP, TableDefinition, error_to_wire
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
 from ackord_node.core.copy_meta import CopyMeta
@@ -454,9 +455,11 @@ class Node:
     def address_of(self, node: str) -> str | None:
         return self.settings.addresses.get(node)
 
-    async def create_table(self, name: str, key: list[list[str]], split_at: list[Any]) -> TableDefinition:
+    async def create_table(
+        self, name: str, key: list[list[str]], split_at: list[Any], options: TableOptions = DEFAULT_OPTIONS
+    ) -> TableDefinition:
         self._check_serving()
-        return await self.catalogue.create(name, key, split_at)
+        return await self.catalogue.create(name, key, split_at, options)
 
     async def drop_table(self, name: str) -> None:
         self._check_serving()
