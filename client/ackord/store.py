@@ -7,12 +7,13 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-from ackord.batcher import Batcher, QueueOptions
+from ackord.batcher import Batcher
+from ackord.calls import QueueOptions
 from ackord.errors import Error, InvalidRequest, OutcomeUnknown, TableNotFound, Unauthorized, Unavailable
 from ackord.routing import NodeChooser, RoutingTable, TableRoute, backoff_s
 from ackord.table import Table
 from ackord.transport import AsyncioEnvironment, Environment, HttpTransport, Transport, error_of_body
-from ackord.wire.keys import KeySchema
+from ackord.wire.keys import AUTO, Auto, KeySchema
 from ackord.wire.messages import TableDefinition, check_table_name, split_starts
 
 REFRESH_INTERVAL_S: Final = 0.1  # between two fetches of the routing table, at least
@@ -149,12 +150,13 @@ class Store:
     async def create_table(
         self,
         name: str,
-        key: Mapping[str, type | str],
+        key: Mapping[str, type | str | Auto],
         *,
         split_at: Sequence[Any] = (),
         timeout: float | None = None,
     ) -> TableDefinition:
-        """Creates a table with these key columns: name -> int, str or bytes; the first is the partition key.
+        """Creates a table with these key columns: name -> int, str or bytes; the first is the partition key. The
+        last of several may be ``ackord.AUTO``: an int that the table gives to each new row, strictly increasing.
         ``split_at`` holds ascending partition-key values at which new tablets begin.
 
         Creating it again with the same definition returns the table that stands; TableExists if another one
@@ -362,6 +364,8 @@ def _table_path(name: str) -> str:
 
 
 def _type_name(kind: Any) -> Any:
+    if kind is AUTO:
+        return "auto"
     return KEY_TYPE_NAMES.get(kind, kind) if isinstance(kind, type) else kind
 
 

@@ -29,8 +29,9 @@ class Entry:
 
     ``groups`` is a list of ``[client, registered, floor, seqs, keys, values]``, one for each client:
     ``keys[i]`` None marks a write that was refused and is recorded with the error code ``values[i]``;
-    ``values[i]`` None deletes the row. The k-th write of the entry has version ``version + k``. A group
-    ``[None, cutoff]`` collects clients (rule R16).
+    ``values[i]`` None deletes the row. The k-th write of the entry has version ``version + k``. A seventh item,
+    where there is one, lists ``[i, row]`` for the writes whose answer carries a row: True stands for ``values[i]``.
+    A group ``[None, cutoff]`` collects clients (rule R16).
     """
 
     __slots__ = ("epoch", "groups", "index", "last_version", "record", "version")

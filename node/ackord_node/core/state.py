@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from ackord.wire.keys import KeySchema
 from ackord.wire.limits import Limits
 from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.effects import Effect, Note, Persist, ReleaseLock, Send, TabletBatch
@@ -63,6 +64,7 @@ class TabletState:
         self.tablet = copy.tablet
         self.config = config
         self.rows = rows
+        self.schema: KeySchema | None = None  # of the table's keys; set before there are writes
         self.out: list[Effect] = []
         self._new_copy_id = new_copy_id
         self._load(copy)

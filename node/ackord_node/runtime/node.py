@@ -15,7 +15,16 @@ from typing import Any
 from ackord.errors import InvalidRequest, Unavailable
 from ackord.wire.frames import packb, unpackb
 from ackord.wire.keys import KeySchema
-from ackord.wire.messages import OP_GET, OP_SCAN, OP_WRITE, WHOLE_GROUP, TableDefinition, error_to_wire
+from ackord.wire.messages import (
+    OP_COUNT,
+    OP_GET,
+    OP_SCAN,
+    OP_SELECT,
+    OP_WRITE,
+    WHOLE_GROUP,
+    TableDefinition,
+    error_to_wire,
+)
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
 from ackord_node.core.copy_meta import CopyMeta
@@ -351,6 +360,7 @@ class Node:
             self._new_copy_id,
             self.clock.now(),
         )
+        replica.state.schema = schema
         host = TabletHost(self, replica, schema)
         if is_new or meta.suspect:
             replica.state.want_meta()
@@ -418,10 +428,11 @@ class Node:
             host.write(group, respond)
             self._dirty_hosts.add(host)
         elif op == OP_SCAN:
-            limits = self.limits
-            rows_max = min(group[6], limits.scan_page_rows_count)
-            bytes_max = min(group[7], limits.scan_page_bytes)
-            host.scan(rid, Range(group[3], group[4], group[5], rows_max, bytes_max), respond)
+            host.scan(rid, Range(*group[3:8]), group[8:], respond)
+        elif op == OP_SELECT:
+            host.select(rid, group[3], group[4:], respond)
+        elif op == OP_COUNT:
+            host.count(rid, group[3], group[4], group[5], respond)
         else:
             error = InvalidRequest(f"unknown operation {op}", field="op", value=op)
             respond([rid, WHOLE_GROUP, error_to_wire(error)])

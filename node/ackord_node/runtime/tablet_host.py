@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from ackord.errors import Error, InvalidRequest, OutcomeUnknown, Unavailable
 from ackord.wire.keys import KeySchema
-from ackord.wire.messages import WHOLE_GROUP, error_to_wire
+from ackord.wire.messages import KIND_PUT_AUTO, WHOLE_GROUP, error_to_wire
 from ackord_node.core import effects as e
 from ackord_node.core.log import Entry, RecordCorrupt
 from ackord_node.core.messages import Message
@@ -32,7 +32,7 @@ from ackord_node.ports import (
 )
 from ackord_node.runtime.committer import Committer, Source
 from ackord_node.runtime.requests import Deferred, Request
-from ackord_node.runtime.scan import Range, page
+from ackord_node.runtime.scan import Range, Selection, count, page
 from ackord_node.runtime.service import Respond
 from ackord_node.runtime.snapshots import Snapshots
 
@@ -234,8 +234,56 @@ class TabletHost(Source):
         waiting = set(late)
         return [(start + at, row) for at, row in enumerate(rows) if at not in waiting]
 
-    def scan(self, rid: int, wanted: Range, respond: Respond) -> None:
-        """Rule R12 for a range: as for a key, where any pending entry inside it makes the scan wait."""
+    def select(self, rid: int, keys: list[bytes], options: list[Any], respond: Respond) -> None:
+        """``get`` of the rows of which an expression holds, or of some of their columns."""
+        try:
+            selection = self._selection(options)
+        except InvalidRequest as error:
+            respond([rid, WHOLE_GROUP, error_to_wire(error)])
+            return
+
+        def chosen(entry: list[Any]) -> None:
+            _, indices, rows = entry
+            if indices != WHOLE_GROUP:
+                places = range(len(keys)) if indices is None else indices
+                rows = [
+                    selection.take(keys[at], row) if type(row) is bytes else row
+                    for at, row in zip(places, rows, strict=True)
+                ]
+            respond([rid, indices, rows])
+
+        self.get(rid, keys, chosen)
+
+    def _selection(self, options: list[Any]) -> Selection:
+        where, columns = options
+        return Selection.of(where, columns, self._schema, self.replica.state.config.limits)
+
+    def scan(self, rid: int, wanted: Range, options: list[Any], respond: Respond) -> None:
+        """One page; ``options`` is empty or ``[where, columns]``."""
+        try:
+            selection = self._selection(options) if options else None
+        except InvalidRequest as error:
+            respond([rid, WHOLE_GROUP, error_to_wire(error)])
+            return
+        engine, overlay = self._around.engine, self.replica.state.overlay
+        read = lambda: page(engine, self.tablet, wanted, overlay.unapplied, selection)  # noqa: E731
+        self._read_range(rid, wanted.start, wanted.end, read, respond)
+
+    def count(self, rid: int, start: bytes, end: bytes | None, where: bytes | None, respond: Respond) -> None:
+        """How many rows of a stretch of the range, and where the rest begins."""
+        try:
+            selection = self._selection([where, None])
+        except InvalidRequest as error:
+            respond([rid, WHOLE_GROUP, error_to_wire(error)])
+            return
+        engine, overlay = self._around.engine, self.replica.state.overlay
+        read = lambda: count(engine, self.tablet, start, end, overlay.unapplied, selection)  # noqa: E731
+        self._read_range(rid, start, end, read, respond)
+
+    def _read_range(
+        self, rid: int, start: bytes, end: bytes | None, read: Callable[[], Any], respond: Respond
+    ) -> None:
+        """Rule R12 for a range: as for a key, where any pending entry inside it makes the reader wait."""
         replica, now = self.replica, self._clock.now()
 
         def refused() -> None:
@@ -243,18 +291,16 @@ class TabletHost(Source):
 
         if not replica.may_read(now):
             refused()
-        elif replica.coordinator is not None or not replica.reads.has_pending_in(wanted.start, wanted.end):
-            self._answer_scan(rid, wanted, respond)
+        elif replica.coordinator is not None or not replica.reads.has_pending_in(start, end):
+            self._answer_range(rid, read, respond)
         else:
-            waiter = Deferred(lambda: self._answer_scan(rid, wanted, respond), refused)
+            waiter = Deferred(lambda: self._answer_range(rid, read, respond), refused)
             if not replica.reads.wait(waiter, [], [], now + READ_WAIT_S):
                 refused()
 
-    def _answer_scan(self, rid: int, wanted: Range, respond: Respond) -> None:
+    def _answer_range(self, rid: int, read: Callable[[], Any], respond: Respond) -> None:
         try:
-            rows, exhausted = page(
-                self._around.engine, self.tablet, wanted, self.replica.state.overlay.unapplied
-            )
+            result = read()
         except EngineCorrupt as error:
             self.feed(e.Corrupted(str(error)))
             respond([rid, WHOLE_GROUP, self._elsewhere("no_lease")])
@@ -262,7 +308,7 @@ class TabletHost(Source):
         except EngineFailed as error:
             self._around.crash(f"a read failed (rule R14): {error}", False)
             return
-        respond([rid, None, [[rows, exhausted]]])
+        respond([rid, None, [result]])
 
     def write(self, group: list[Any], respond: Respond) -> None:
         """Queues ``[rid, OP_WRITE, tablet, client, registered, floor, ops]``; ``flush`` takes it on."""
@@ -298,7 +344,7 @@ class TabletHost(Source):
             key = op[2]
             if key < start or (end is not None and key >= end):
                 bad[at] = self._elsewhere("stale_routing")
-            elif not is_valid(key):
+            elif not is_valid(key) and not (op[1] == KIND_PUT_AUTO and self._schema.is_auto):
                 error = InvalidRequest(
                     f"the key {key[:32]!r} does not fit the table's key columns", field="key"
                 )
