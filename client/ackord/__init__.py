@@ -9,7 +9,7 @@ Every error is an ``ackord.Error`` and says by its class what happened and what 
 """
 
 from ackord._version import __version__
-from ackord.batcher import QueueOptions
+from ackord.calls import QueueOptions
 from ackord.errors import (
     Conflict,
     Error,
@@ -21,17 +21,21 @@ from ackord.errors import (
     Unavailable,
     VersionCollected,
 )
+from ackord.expressions import Expression, col, key
 from ackord.operations import Delete, Put, Update
-from ackord.row import Row
+from ackord.row import Row, Written
 from ackord.scan import Scan
 from ackord.store import Store, connect
 from ackord.table import Table
+from ackord.wire.keys import AUTO
 from ackord.wire.messages import TableDefinition
 
 __all__ = [
+    "AUTO",
     "Conflict",
     "Delete",
     "Error",
+    "Expression",
     "InvalidRequest",
     "OutcomeUnknown",
     "Put",
@@ -47,6 +51,9 @@ __all__ = [
     "Unavailable",
     "Update",
     "VersionCollected",
+    "Written",
     "__version__",
+    "col",
     "connect",
+    "key",
 ]

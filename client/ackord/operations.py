@@ -8,53 +8,63 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ackord.errors import InvalidRequest
+from ackord.expressions import Expression, encode_where
 from ackord.wire.limits import Limits
 from ackord.wire.messages import (
     COND_IF_ABSENT,
     COND_IF_EXISTS,
     COND_IF_VERSION,
     COND_NONE,
+    COND_WHERE,
     KIND_DELETE,
     KIND_PUT,
+    KIND_PUT_AUTO,
     KIND_UPDATE,
 )
 from ackord.wire.values import INT64_MAX, encode_columns, encode_update
 
 # kind, body, condition, condition's value: the part of a write that its key and identity are added to
-Encoded = tuple[int, bytes | None, int, int | None]
+Encoded = tuple[int, bytes | None, int, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Replaces the whole row, or creates it. At most one condition."""
+    """Replaces the whole row, or creates it. At most one of the ``if_`` conditions, and ``where`` beside it."""
 
     key: Any
     columns: Mapping[str, Any]
     if_version: int | None = field(default=None, kw_only=True)
     if_absent: bool = field(default=False, kw_only=True)
     if_exists: bool = field(default=False, kw_only=True)
+    where: Expression | None = field(default=None, kw_only=True)
 
     def encode(self, limits: Limits) -> Encoded:
-        condition, value = encode_condition(self.if_version, self.if_absent, self.if_exists)
+        condition, value = encode_condition(
+            self.if_version, self.if_absent, self.if_exists, self.where, limits
+        )
         return KIND_PUT, encode_columns(self.columns, limits), condition, value
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Sets and deletes single columns and adds to int columns (an absent one counts as 0); creates the row if
-    there is none. At most one condition."""
+    """Sets and deletes single columns, adds to numbers (an absent one begins as the amount) and appends to lists (an
+    absent one begins empty); creates the row if there is none. Conditions as in Put."""
 
     key: Any
     set: Mapping[str, Any] | None = None
     delete: Sequence[str] = field(default=(), kw_only=True)
-    increment: Mapping[str, int] | None = field(default=None, kw_only=True)
+    increment: Mapping[str, int | float] | None = field(default=None, kw_only=True)
+    append: Mapping[str, Sequence[Any]] | None = field(default=None, kw_only=True)
     if_version: int | None = field(default=None, kw_only=True)
     if_absent: bool = field(default=False, kw_only=True)
     if_exists: bool = field(default=False, kw_only=True)
+    where: Expression | None = field(default=None, kw_only=True)
 
     def encode(self, limits: Limits) -> Encoded:
-        condition, value = encode_condition(self.if_version, self.if_absent, self.if_exists)
-        body = encode_update(self.set, self.delete, self.increment, limits)
+        condition, value = encode_condition(
+            self.if_version, self.if_absent, self.if_exists, self.where, limits
+        )
+        body = encode_update(self.set, self.delete, self.increment, limits, self.append)
         return KIND_UPDATE, body, condition, value
 
 
@@ -65,18 +75,35 @@ class Delete:
     key: Any
     if_version: int | None = field(default=None, kw_only=True)
     if_exists: bool = field(default=False, kw_only=True)
+    where: Expression | None = field(default=None, kw_only=True)
 
     def encode(self, limits: Limits) -> Encoded:
-        condition, value = encode_condition(self.if_version, False, self.if_exists)
+        condition, value = encode_condition(self.if_version, False, self.if_exists, self.where, limits)
         return KIND_DELETE, None, condition, value
 
 
 Operation = Put | Update | Delete
 
 
-def encode_condition(if_version: int | None, if_absent: bool, if_exists: bool) -> tuple[int, int | None]:
-    """(condition, its value) as on the wire; InvalidRequest for more than one condition or a wrong
-    version."""
+def for_auto(body: Encoded) -> Encoded:
+    """The same for a key that ends with AUTO; InvalidRequest if that cannot be."""
+    kind, columns, condition, value = body
+    if kind != KIND_PUT or condition != COND_NONE:
+        raise InvalidRequest(
+            "a key that ends with AUTO makes a new row: only a put without a condition can do that",
+            field="key",
+        )
+    return KIND_PUT_AUTO, columns, condition, value
+
+
+def encode_condition(
+    if_version: int | None, if_absent: bool, if_exists: bool, where: Expression | None, limits: Limits
+) -> tuple[int, Any]:
+    """(condition, its value) as on the wire; InvalidRequest for more than one beside ``where``, or a wrong
+    one."""
+    if where is not None:
+        plain = encode_condition(if_version, if_absent, if_exists, None, limits)
+        return COND_WHERE, [*plain, encode_where(where, limits)]
     if if_version is None and not if_absent and not if_exists:
         return COND_NONE, None
     if (if_version is not None) + bool(if_absent) + bool(if_exists) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ackord.wire.messages import row_columns, row_version
@@ -63,3 +64,13 @@ class Row(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"Row(key={self.key!r}, version={self.version}, {self._decoded()!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a write with ``returning`` did: the row's key, the write's version, and the row as it left it ("new") or
+    found it ("old"), None if there is or was none."""
+
+    key: tuple[Any, ...]
+    version: int
+    row: Row | None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ackord_node.core.history import Bounds, Moment
+from ackord_node.core.history import Removable, Moment
 
 # ---------------------------------------------------------------------------------------- clock
 
@@ -174,7 +174,7 @@ class Engine(Protocol):
         bounds must be first parts of keys, or a key and one 0 byte."""
 
     def history_excess(
-        self, tablet: int, start: bytes, bounds: Bounds, keys_max: int, records_max: int
+        self, tablet: int, start: bytes, bounds: Removable, keys_max: int, records_max: int
     ) -> tuple[list[tuple[bytes, int, bool]], bytes | None]:
         """Versions that ``bounds`` allows to remove, as for ``history_drop``, of up to ``keys_max`` keys from
         ``start`` on; and where the next look begins, None at the end. For the engine's thread."""

@@ -10,7 +10,7 @@ import pytest
 
 from ackord_node.adapters.engine_memory import MemoryDisk, MemoryEngine
 from ackord_node.adapters.engine_rocksdb import RocksEngine
-from ackord_node.core.history import VERSION_MAX, Bounds, Moment, history_key, split_history_key
+from ackord_node.core.history import VERSION_MAX, Removable, Moment, history_key, split_history_key
 from ackord_node.ports import Batch, Engine
 
 NO_LIMIT = 1 << 40
@@ -120,9 +120,9 @@ def test_a_scan_keeps_to_its_bounds(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "bounds", [Bounds(1, None, 0), Bounds(3, None, 0), Bounds(1, 150, 0), Bounds(2, 250, 200), Bounds(1, None, 999)]
+    "bounds", [Removable(1, None, 0), Removable(3, None, 0), Removable(1, 150, 0), Removable(2, 250, 200), Removable(1, None, 999)]
 )
-def test_what_may_go_is_found_in_pieces(engine: Engine, bounds: Bounds) -> None:
+def test_what_may_go_is_found_in_pieces(engine: Engine, bounds: Removable) -> None:
     model = filled(engine, seed=5)
     wanted = []
     for at in sorted(model):

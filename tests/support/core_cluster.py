@@ -16,6 +16,7 @@ from typing import Any
 
 from ackord.wire.limits import Limits
 from ackord.wire.messages import KIND_PUT
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord.wire.values import encode_columns
 from ackord_node.core import effects as e
 from ackord_node.core.replica import Replica
@@ -48,6 +49,7 @@ class Profile:
     timing: Timing = field(default_factory=lambda: Timing(balance_delay=1e9))
     log: LogLimits = field(default_factory=LogLimits)
     limits: Limits = field(default_factory=Limits)
+    options: TableOptions = DEFAULT_OPTIONS
 
 
 class Notes(list[str]):
@@ -90,6 +92,9 @@ class Node:
 
     def clock(self) -> float:
         return self.offset + self.cluster.now * (1 + self.drift)
+
+    def wall_ms(self) -> int:
+        return self.cluster.wall_ms() + self.wall_skew_ms
 
     def real(self, local: float) -> float:
         return (local - self.offset) / (1 + self.drift)
@@ -224,7 +229,7 @@ class Cluster:
     def _tick(self, node: Node, due: float) -> None:
         if node.tick_due == due:
             node.tick_due = float("inf")
-            self.step(node, e.Tick())
+            self.step(node, e.Tick(node.wall_ms()))
 
     def _carry_out(self, node: Node, effect: e.Effect) -> None:
         match effect:
@@ -257,6 +262,12 @@ class Cluster:
                     self.step(node, e.LogRead(target, first, node.disk.read_log(first, 4)))
 
                 self.at_node(node, read_log, delay)
+            case e.ReadRows(start=start):
+
+                def read_rows() -> None:
+                    self.step(node, e.RowsRead(start, *node.disk.scan(start, 2)))
+
+                self.at_node(node, read_rows, delay)
             case e.OpenSnapshot(node=target, snapshot_id=number):
 
                 def open_snapshot() -> None:
@@ -413,11 +424,11 @@ class Cluster:
             node.seen_commit, node.seen_generation = copy.meta.applied, 0
             config = CoreConfig(p.timing, p.log, p.limits)
             node.replica = Replica(
-                name, node.incarnation, copy, config, node.disk, self.new_copy_id, node.clock()
+                name, node.incarnation, copy, config, node.disk, self.new_copy_id, node.clock(), p.options
             )
             node.seen_generation = node.replica.state.generation
             node.seen_commit = node.replica.state.commit
-            self.step(node, e.Tick())
+            self.step(node, e.Tick(node.wall_ms()))
             self.service.connect(node)
         self.refresh_links()
 

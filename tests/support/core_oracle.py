@@ -88,7 +88,7 @@ class Oracle:
         for group in entry.groups:
             if group[0] is None:
                 continue
-            client, _, _, seqs, keys, values = group
+            client, _, _, seqs, keys, values = group[:6]
             for seq, key, value in zip(seqs, keys, values, strict=True):
                 self._replay(client, seq, key, value, version, entry.index)
                 version += 1
@@ -138,13 +138,15 @@ class Oracle:
             return None
         if op.kind == KIND_PUT:
             return decode_columns(op.body or b"")
-        changes, removed, increments = check_update(op.body)
+        changes, removed, increments, appends = check_update(op.body)
         columns = decode_columns(row_columns(row)) if row is not None else {}
         for name in removed:
             columns.pop(name, None)
         columns.update(changes)
         for name, amount in increments.items():
             columns[name] = columns.get(name, 0) + amount
+        for name, items in appends.items():
+            columns[name] = columns.get(name, []) + items
         return columns
 
     # -------------------------------------------------------------------------- what is exposed

@@ -153,7 +153,7 @@ class FakeService:
         self, start: bytes, end: bytes | None, reverse: bool, rows_max: int, bytes_max: int
     ) -> list[Any]:
         keys = sorted((k for k in self.rows if k >= start and (end is None or k < end)), reverse=reverse)
-        return [[[key, self.rows[key]] for key in keys[:rows_max]], len(keys) <= rows_max]
+        return scan_answer([(key, self.rows[key]) for key in keys], reverse, rows_max)
 
     def _write_once(self, client_id: bytes, op: list[Any]) -> Any:
         name = (client_id, op[0])
@@ -180,15 +180,24 @@ class FakeService:
             check_columns(body)
             self.rows[key] = join_row(version, body)
         else:
-            changes, removed, increments = check_update(body)
+            changes, removed, increments, appends = check_update(body)
             columns = {} if row is None else decode_columns(row_columns(row))
             columns |= changes
             for name in removed:
                 columns.pop(name, None)
             for name, by in increments.items():
                 columns[name] = columns.get(name, 0) + by
+            for name, items in appends.items():
+                columns[name] = columns.get(name, []) + items
             self.rows[key] = join_row(version, encode_columns(columns))
         return version
+
+
+def scan_answer(rows: list[tuple[bytes, bytes]], reverse: bool, rows_max: int) -> list[Any]:
+    """A page of the rows that are left, as on the wire."""
+    page = rows[:rows_max]
+    rest = None if len(rows) <= rows_max else page[-1][0] + b"\x00" * (not reverse)
+    return [[item for pair in page for item in pair], rest]
 
 
 def as_service(fake: FakeService) -> Service:

@@ -6,6 +6,9 @@ A key is the concatenation of its columns, the partition key first:
 * ``str`` (as UTF-8) and ``bytes``: each 0x00 becomes 00 FF, then the terminator 00 01. No escaped content
   sorts between a value and its extensions, because 01 < FF, and no column can run into the next.
 
+The last column may be of type "auto": an int that the tablet's coordinator gives to each new row, the version
+of the write that makes it, hence strictly increasing within a partition key (within a tablet, even).
+
 So the bytes of the first columns are a prefix of exactly the keys that begin with those values, and "all rows
 of one partition key" is one contiguous range.
 """
@@ -22,7 +25,7 @@ from ackord.wire.limits import DEFAULT_LIMITS
 
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
-KEY_TYPES: Final = ("int", "str", "bytes")
+KEY_TYPES: Final = ("int", "str", "bytes", "auto")
 
 _PACK_INT = struct.Struct(">Q").pack
 _UNPACK_INT = struct.Struct(">Q").unpack
@@ -37,12 +40,25 @@ _PATTERNS: Final = {
 }
 
 
+class Auto:
+    """The type of ``AUTO``."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "ackord.AUTO"
+
+
+AUTO: Final = Auto()  # as a key column's type: numbered by the table; in a key: the number to come
+
+
 @dataclass(frozen=True, slots=True)
 class KeySchema:
     """Names and types of a table's key columns, 1 to 4; encodes and decodes keys.
 
-    ``columns`` holds (name, "int" | "str" | "bytes"); ``column_bytes_max`` bounds one column's value before
-    encoding. Raises InvalidRequest if the columns themselves are impossible.
+    ``columns`` holds (name, "int" | "str" | "bytes" | "auto"), ``types`` how each is encoded: "auto" as "int".
+    ``column_bytes_max`` bounds one column's value before encoding. Raises InvalidRequest if the columns
+    themselves are impossible.
     """
 
     columns: tuple[tuple[str, str], ...]
@@ -52,7 +68,7 @@ class KeySchema:
 
     def __post_init__(self) -> None:
         _check_columns(self.columns)
-        types = tuple(kind for _, kind in self.columns)
+        types = tuple("int" if kind == "auto" else kind for _, kind in self.columns)
         pattern = b"".join(_PATTERNS[kind] for kind in types)
         object.__setattr__(self, "types", types)
         object.__setattr__(self, "_pattern", re.compile(pattern, re.DOTALL))
@@ -89,6 +105,32 @@ class KeySchema:
                 limit=len(self.types),
             )
         return self._encode(key)
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the last column is numbered by the table."""
+        return self.columns[-1][1] == "auto"
+
+    def encode_auto(self, key: tuple[Any, ...]) -> bytes:
+        """A key that ends with AUTO, as the bytes of the columns before; InvalidRequest."""
+        if len(key) != len(self.types) or not self.is_auto or not is_auto_key(key):
+            raise InvalidRequest(
+                "AUTO stands for the last column of a whole key, in a table whose last key column is AUTO",
+                field=self.columns[-1][0],
+                value=_shown(key),
+            )
+        return self._encode(key[:-1])
+
+    def complete_auto(self, prefix: bytes, version: int) -> bytes:
+        """The whole key of what ``encode_auto`` made; InvalidRequest if it made no such bytes."""
+        key = prefix + _PACK_INT(version + _SIGN)
+        if not self.is_auto or not self.is_valid(key):
+            raise InvalidRequest(
+                f"the key {prefix[:32]!r} cannot be completed by a number: it must be all columns but the last, of "
+                "a table whose last key column is AUTO",
+                field="key",
+            )
+        return key
 
     def encode_prefix(self, values: Any) -> bytes:
         """The bytes with which exactly the keys begin whose first columns are ``values`` (may be empty)."""
@@ -169,7 +211,7 @@ class KeySchema:
 
     def _refusal(self, values: tuple[Any, ...]) -> InvalidRequest:
         """Why the first wrong column is wrong; only made on the error path."""
-        for (name, kind), value in zip(self.columns, values, strict=False):
+        for (name, _), kind, value in zip(self.columns, self.types, values, strict=False):
             problem = _problem(kind, value, self.column_bytes_max)
             if problem is not None:
                 text, limit = problem
@@ -177,6 +219,10 @@ class KeySchema:
                     f"key column {name!r}: {text}", field=name, value=_shown(value), limit=limit
                 )
         raise AssertionError("a refused key has a wrong column")
+
+
+def is_auto_key(key: Any) -> bool:
+    return type(key) is tuple and len(key) > 1 and key[-1] is AUTO
 
 
 def after_prefix(prefix: bytes) -> bytes | None:
@@ -213,6 +259,13 @@ def _check_columns(columns: tuple[tuple[str, str], ...]) -> None:
         if name in names:
             raise InvalidRequest(f"key: the column {name!r} is named twice", field="key", value=name)
         names.add(name)
+    for name, kind in columns[:-1] if len(columns) > 1 else columns:
+        if kind == "auto":
+            raise InvalidRequest(
+                f"key column {name!r}: AUTO may only be the last of two or more key columns",
+                field=name,
+                value="auto",
+            )
 
 
 def _fits(text: str, bytes_max: int) -> bool:
@@ -223,6 +276,8 @@ def _fits(text: str, bytes_max: int) -> bool:
 
 
 def _problem(kind: str, value: Any, bytes_max: int) -> tuple[str, Any] | None:
+    if value is AUTO:
+        return "AUTO stands only for the last key column of a new row, in a table that has it there", kind
     if type(value).__name__ != kind:
         return f"{_shown(value)} is of type {type(value).__name__}, not {kind}", kind
     if kind == "int":

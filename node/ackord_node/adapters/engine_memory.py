@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from ackord_node.adapters import history_walk
-from ackord_node.core.history import Bounds, Moment, history_key
+from ackord_node.core.history import Removable, Moment, history_key
 from ackord_node.ports import Batch, EngineCorrupt, EngineError, EngineFailed, EngineFull, EngineLocked
 
 Key = TypeVar("Key", int, bytes)
@@ -291,7 +291,7 @@ class MemoryEngine:
         )
 
     def history_excess(
-        self, tablet: int, start: bytes, bounds: Bounds, keys_max: int, records_max: int
+        self, tablet: int, start: bytes, bounds: Removable, keys_max: int, records_max: int
     ) -> tuple[list[tuple[bytes, int, bool]], bytes | None]:
         return history_walk.excess(self._history(tablet), start, bounds, keys_max, records_max)
 

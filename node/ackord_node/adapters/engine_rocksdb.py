@@ -36,7 +36,7 @@ from ackord_node.adapters.engine_rocksdb_read import (
     tablet_of,
 )
 from ackord_node.adapters.engine_rocksdb_store import MIB, RocksStore, StoreLimits, engine_error
-from ackord_node.core.history import Bounds, Moment, history_key
+from ackord_node.core.history import Moment, Removable, history_key
 from ackord_node.ports import Batch, EngineCorrupt, EngineError, EngineFailed, EngineForeign, EngineFull
 
 T = TypeVar("T")
@@ -312,7 +312,7 @@ class RocksEngine:
         )
 
     def history_excess(
-        self, tablet: int, start: bytes, bounds: Bounds, keys_max: int, records_max: int
+        self, tablet: int, start: bytes, bounds: Removable, keys_max: int, records_max: int
     ) -> tuple[list[tuple[bytes, int, bool]], bytes | None]:
         return self._walk(tablet, lambda at: history_walk.excess(at, start, bounds, keys_max, records_max))
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from ackord_node.core.history import (
     SUFFIX_BYTES,
     VERSION_MAX,
-    Bounds,
+    Removable,
     Moment,
     history_key,
     split_history_key,
@@ -39,7 +39,6 @@ class Cursor(Protocol):
 
     def next(self) -> None: ...
 
-    def prev(self) -> None: ...
 
 
 def versions(cursor: Cursor, key: bytes, version_max: int, count_max: int) -> list[Version]:
@@ -102,7 +101,7 @@ def scan(
     return found, None
 
 
-def excess(cursor: Cursor, start: bytes, bounds: Bounds, keys_max: int, records_max: int) -> tuple[Excess, bytes | None]:
+def excess(cursor: Cursor, start: bytes, bounds: Removable, keys_max: int, records_max: int) -> tuple[Excess, bytes | None]:
     """(key, version, is a deletion) of what ``bounds`` allows to remove, the keys from ``start`` on, and where the
     next look begins, None at the end. A key with more than ``records_max`` of them is looked at again."""
     found: Excess = []
@@ -124,7 +123,7 @@ def excess(cursor: Cursor, start: bytes, bounds: Bounds, keys_max: int, records_
     return found, key
 
 
-def _to_excess(cursor: Cursor, key: bytes, bounds: Bounds) -> tuple[int, bool] | None:
+def _to_excess(cursor: Cursor, key: bytes, bounds: Removable) -> tuple[int, bool] | None:
     """To the first of the key's versions that may go, or beyond all of them. Returns the newest one, and goes to
     the one after it, if the whole key may go."""
     cursor.seek(key + _BEFORE_ALL)

@@ -268,7 +268,7 @@ class Coordinator:
         """A read as of ``version`` waits until no write can get it any more."""
         s = self._s
         if version > s.last_version and self._write_refusal() is None:
-            self.writes.append_own([[None, 0]], self.epoch, version + 1)
+            self.writes.append_own([[None, 0]], self.epoch, version)
             self.replication.send_all(now)
 
     def stored(self, now: float) -> None:

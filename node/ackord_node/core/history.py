@@ -39,7 +39,7 @@ class Moment(NamedTuple):
     row: bytes | None
 
 
-class Bounds(NamedTuple):
+class Removable(NamedTuple):
     """What may be removed: versions that are not among the ``keep_versions`` newest and whose successor is not
     above ``superseded_max`` (None: whatever it is); all of a key that was deleted not above ``deleted_max``."""
 
@@ -80,10 +80,10 @@ class Retention:
         """So long after the last change nothing is left for the clock to bring about."""
         return self._grace_ms
 
-    def bounds(self, clock_ms: int) -> Bounds:
+    def bounds(self, clock_ms: int) -> Removable:
         """What may be removed once the clock has durably reached ``clock_ms``."""
         superseded = _last_version(clock_ms - self._keep_for_ms) if self._keep_for_ms else None
-        return Bounds(self.keep_versions, superseded, _last_version(clock_ms - self._grace_ms))
+        return Removable(self.keep_versions, superseded, _last_version(clock_ms - self._grace_ms))
 
     def row_at(self, found: Moment, as_of: int, clock_ms: int) -> bytes | None:
         """The row at ``as_of``, None if there was none; VersionCollected if that cannot be told any more."""
@@ -96,6 +96,13 @@ class Retention:
             version=as_of,
             oldest=found.newer[-1][0] if found.newer else None,
         )
+
+    def check_scan(self, as_of: int, clock_ms: int) -> None:
+        """VersionCollected if a row may have lived at ``as_of`` that was forgotten since, with its key."""
+        if _ms(as_of) + self._grace_ms <= clock_ms:
+            raise VersionCollected(
+                f"rows that were deleted since version {as_of} may be forgotten by now", version=as_of
+            )
 
     def kept(self, found: Moment, clock_ms: int) -> bool:
         """Whether the version that was found can be read."""
@@ -115,9 +122,9 @@ class Retention:
     def _has_border(self, chain: list[tuple[int, bool]], clock_ms: int) -> bool:
         """Whether a deletion in it was, or may have been, forgotten with all that is older."""
         for at, (version, is_deletion) in enumerate(chain):
-            if is_deletion and _ms(version) + self._grace_ms <= clock_ms:
-                if at == 0 or _ms(chain[at - 1][0]) >= _ms(version) + self._grace_ms:
-                    return True
+            forgotten_ms = _ms(version) + self._grace_ms
+            if is_deletion and forgotten_ms <= clock_ms and (at == 0 or _ms(chain[at - 1][0]) >= forgotten_ms):
+                return True
         return False
 
     def _was_absent(self, found: Moment, as_of: int, clock_ms: int) -> bool:

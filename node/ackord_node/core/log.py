@@ -29,9 +29,10 @@ class Entry:
 
     ``groups`` is a list of ``[client, registered, floor, seqs, keys, values]``, one for each client:
     ``keys[i]`` None marks a write that was refused and is recorded with the error code ``values[i]``;
-    ``values[i]`` None deletes the row. The k-th write of the entry has version ``version + k``. A group
-    ``[None, cutoff]`` collects clients (rule R16; cutoff 0: none), ``[None, 0, clock_ms]`` sets the tablet's clock
-    (rule R20). An entry without writes still takes its version, so that no later one is below it.
+    ``values[i]`` None deletes the row. The k-th write of the entry has version ``version + k``. A seventh item,
+    where there is one, lists ``[i, row]`` for the writes whose answer carries a row: True stands for ``values[i]``.
+    A group ``[None, cutoff]`` collects clients (rule R16; cutoff 0: none), ``[None, 0, clock_ms]`` sets the tablet's
+    clock (rule R20). An entry without writes still takes its version, so that no later one is below it.
     """
 
     __slots__ = ("epoch", "groups", "index", "last_version", "record", "version")

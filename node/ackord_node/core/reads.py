@@ -7,11 +7,13 @@ that no pending entry touches is answered at once; any other once the commit poi
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ackord.errors import VersionCollected
 from ackord.wire.messages import row_version
+from ackord_node.core.cells import cells_of, plain_row, single_cells
 from ackord_node.core.effects import Reply, Responder
 from ackord_node.core.history import Moment
 from ackord_node.core.state import TabletState
@@ -41,11 +43,17 @@ class Reads:
         return newest[1] if newest is not None else self._s.rows.get(key)
 
     def shown(self, row: bytes | None) -> bytes | None:
-        """The row unless it has expired as of the commit point (rule R20)."""
+        """The row as readers see it: none if it has expired as of the commit point (rule R20), and of columns with
+        several cells the newest."""
         clock = self._s.clock
-        if row is not None and clock.at_commit and clock.hides(row, clock.at_commit):
+        if row is None or (clock.at_commit and clock.hides(row, clock.at_commit)):
             return None
-        return row
+        return plain_row(row) if self._s.options.has_cells else row
+
+    @property
+    def shown_part(self) -> Callable[[bytes], bytes | None] | None:
+        """What ``shown`` does, None if that is nothing."""
+        return self.shown if self._s.clock.at_end or self._s.options.has_cells else None
 
     def is_expiring(self, row: bytes | None) -> bool:
         """Whether the row expires by a reading of the clock that is not committed yet."""
@@ -79,33 +87,66 @@ class Reads:
         row = self._committed(key)
         if row is not None and row_version(row) <= as_of:
             return self.shown(row)
+        if row is None and as_of >= s.commit_version:
+            return None
         raise VersionCollected(
             f"the row was written after version {as_of}, or has been deleted, and the table keeps no older versions",
             version=as_of,
         )
 
-    def history(self, key: bytes, before: int, count_max: int) -> list[tuple[int, bytes | None]]:
-        """The key's versions below ``before`` that can be read, newest first."""
+    def cells(self, key: bytes, count_max: int, start_ms: int | None, end_ms: int | None) -> bytes | None:
+        """The committed row with lists of cells in its columns; where a table keeps one value of each column, its
+        timestamp is that of the row's version."""
+        row = self._committed(key)
+        if row is None or self.shown(row) is None:
+            return None
+        return cells_of(row if self._s.options.has_cells else single_cells(row), count_max, start_ms, end_ms)
+
+    def history(
+        self, key: bytes, before: int, count_max: int
+    ) -> tuple[list[tuple[int, bytes | None]], int, bool]:
+        """Up to ``count_max`` of the key's versions below ``before`` that can be read, newest first, with the
+        ``before`` for those after them, and whether there are none."""
         s = self._s
         if s.retention is None:
             row = self.committed_row(key)
-            return [(row_version(row), row)] if row is not None and row_version(row) < before else []
+            is_below = row is not None and row_version(row) < before
+            return [(row_version(row), row)] if row is not None and is_below else [], 0, True
         recent = s.recent.versions_of(key)
         found = [item for item in recent if item[0] < before]
         below = min(before, recent[-1][0] if recent else before) - 1
         if len(found) < count_max:
             found += s.rows.history(key, below, count_max - len(found))
-        readable = []
+        readable: list[tuple[int, bytes | None]] = []
         for version, row in found[:count_max]:
-            at = s.retention.kept(self.moment(key, version), s.clock.at_commit)
-            if not at:
-                break
-            if row is None or self.shown(row) is not None:
-                readable.append((version, row))
-        return readable
+            if not s.retention.kept(self.moment(key, version), s.clock.at_commit):
+                return readable, version, True
+            before = version
+            seen = self.shown(row)
+            if row is None or seen is not None:
+                readable.append((version, seen))
+        return readable, before, len(found) < count_max
 
     def has_pending_in(self, start: bytes, end: bytes | None) -> bool:
         return any(start <= key and (end is None or key < end) for key in self._s.overlay.pending)
+
+    def get_shown(
+        self, request: Responder, keys: list[bytes], is_member: bool, expires: float
+    ) -> tuple[list[Any], list[int]] | None:
+        """`Replica.get_many` where rows are not shown as they are stored: also one waits that a pending reading of
+        the clock would hide (rule R20)."""
+        pending = self._s.overlay.pending
+        rows: list[Any] = []
+        late: list[int] = []
+        for at, key in enumerate(keys):
+            row = None if is_member and key in pending else self.committed_row(key)
+            if is_member and (key in pending or self.is_expiring(row)):
+                row = None
+                late.append(at)
+            rows.append(row)
+        if late and not self.wait(request, [keys[at] for at in late], late, expires):
+            return None
+        return rows, late
 
     def wait(self, request: Responder, keys: list[bytes], indices: list[int], expires: float) -> bool:
         """Answers the keys once the commit point has reached the log's end as of now; False if too many

@@ -138,8 +138,8 @@ class Replica:
         if not self.may_read(now):
             return None
         pending, unapplied, stored = s.overlay.pending, s.overlay.unapplied, s.rows.get
-        if s.clock.at_end:
-            return self._get_shown(request, keys, now)
+        if self.reads.shown_part is not None:
+            return self.reads.get_shown(request, keys, self.coordinator is None, now + READ_WAIT_S)
         if self.coordinator is not None or not pending:
             if not unapplied:
                 return s.rows.get_many(keys), []
@@ -150,24 +150,6 @@ class Replica:
         rows = [
             None if key in pending else unapplied[key][1] if key in unapplied else stored(key) for key in keys
         ]
-        return rows, late
-
-    def _get_shown(
-        self, request: e.Responder, keys: list[bytes], now: float
-    ) -> tuple[list[Any], list[int]] | None:
-        """The same where rows expire: also a row waits that a pending reading of the clock would hide (R20)."""
-        pending, reads = self.state.overlay.pending, self.reads
-        is_member = self.coordinator is None
-        rows: list[Any] = []
-        late: list[int] = []
-        for at, key in enumerate(keys):
-            row = None if is_member and key in pending else reads.committed_row(key)
-            rows.append(row)
-            if is_member and (key in pending or reads.is_expiring(row)):
-                rows[at] = None
-                late.append(at)
-        if late and not reads.wait(request, [keys[at] for at in late], late, now + READ_WAIT_S):
-            return None
         return rows, late
 
     def has_pending_in(self, start: bytes, end: bytes | None) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from ackord.wire.keys import KeySchema
 from ackord.wire.limits import Limits
 from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord_node.core.copy_meta import CopyMeta
@@ -75,6 +76,7 @@ class TabletState:
         self.retention = Retention(options, keep_ms) if options.has_history else None
         self._wall = (0, now)  # this node's wall clock, and when it was read
         self.rows = rows
+        self.schema: KeySchema | None = None  # of the table's keys; set before there are writes
         self.out: list[Effect] = []
         self._new_copy_id = new_copy_id
         self._load(copy)

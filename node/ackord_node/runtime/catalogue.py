@@ -87,7 +87,7 @@ class Catalogue:
         found = await self._coordination.tables()
         tables: dict[str, TableDefinition] = {}
         for name, (data, _) in found.items():
-            definition = TableDefinition.from_wire(unpackb(data))
+            definition = TableDefinition.from_wire(unpackb(data), self._limits)
             if definition.state == "active":
                 tables[name] = definition
         if tables != self.tables:
@@ -101,7 +101,7 @@ class Catalogue:
         self, name: str, key: list[list[str]], split_at: list[Any], options: TableOptions = DEFAULT_OPTIONS
     ) -> TableDefinition:
         check_table_name(name, self._limits)
-        schema = KeySchema.from_wire(key)
+        schema = KeySchema.from_wire(key, self._limits.key_column_bytes)
         starts = split_starts(schema, split_at, self._limits)
         async with _Certainty(f"create table {name!r}") as certainty:
             standing = await self._standing(name)
@@ -119,7 +119,7 @@ class Catalogue:
         found = (await self._coordination.tables()).get(name)
         if found is None:
             return None
-        definition = TableDefinition.from_wire(unpackb(found[0]))
+        definition = TableDefinition.from_wire(unpackb(found[0]), self._limits)
         if definition.state != "active":
             raise Unavailable(f"table {name!r} is being dropped", reason="dropping", retry_after_ms=1000)
         return definition

@@ -14,8 +14,20 @@ from typing import Any
 
 from ackord.errors import InvalidRequest, Unavailable
 from ackord.wire.frames import packb, unpackb
-from ackord.wire.keys import KeySchema
-from ackord.wire.messages import OP_GET, OP_SCAN, OP_WRITE, WHOLE_GROUP, TableDefinition, error_to_wire
+from ackord.wire.messages import (
+    OP_AS_OF,
+    OP_CELLS,
+    OP_COUNT,
+    OP_GET,
+    OP_HISTORY,
+    OP_SCAN,
+    OP_SCAN_AS_OF,
+    OP_SELECT,
+    OP_WRITE,
+    WHOLE_GROUP,
+    TableDefinition,
+    error_to_wire,
+)
 from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
@@ -316,7 +328,7 @@ class Node:
         descriptor, version = known
         if descriptor.dropped or self.name not in descriptor.replicas:
             return
-        host = self._open(tablet, definition.key)
+        host = self._open(tablet, definition)
         self.hosts[tablet] = host
         now_up = sorted(self._peers_up)
         events: list[e.Event] = [
@@ -331,7 +343,7 @@ class Node:
         self.coordination.unfollow(tablet)  # so that following tells what stands now once more
         self.coordination.follow(tablet)
 
-    def _open(self, tablet: int, schema: KeySchema) -> TabletHost:
+    def _open(self, tablet: int, definition: TableDefinition) -> TabletHost:
         data = self._metas.get(tablet)
         is_new = data is None
         damage: str | None = None
@@ -351,8 +363,10 @@ class Node:
             EngineRows(self.engine, tablet),
             self._new_copy_id,
             self.clock.now(),
+            definition.options,
         )
-        host = TabletHost(self, replica, schema)
+        replica.state.schema = definition.key
+        host = TabletHost(self, replica, definition.key)
         if is_new or meta.suspect:
             replica.state.want_meta()
         if damage is not None:
@@ -419,10 +433,13 @@ class Node:
             host.write(group, respond)
             self._dirty_hosts.add(host)
         elif op == OP_SCAN:
-            limits = self.limits
-            rows_max = min(group[6], limits.scan_page_rows_count)
-            bytes_max = min(group[7], limits.scan_page_bytes)
-            host.scan(rid, Range(group[3], group[4], group[5], rows_max, bytes_max), respond)
+            host.scan(rid, Range(*group[3:8]), group[8:], respond)
+        elif op == OP_SELECT:
+            host.select(rid, group[3], group[4:], respond)
+        elif op == OP_COUNT:
+            host.count(rid, group[3], group[4], group[5], respond)
+        elif op in (OP_AS_OF, OP_HISTORY, OP_CELLS, OP_SCAN_AS_OF):
+            host.versions.take(group, respond)
         else:
             error = InvalidRequest(f"unknown operation {op}", field="op", value=op)
             respond([rid, WHOLE_GROUP, error_to_wire(error)])
