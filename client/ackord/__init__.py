@@ -27,6 +27,7 @@ from ackord.row import Row, Written
 from ackord.scan import Scan
 from ackord.store import Store, connect
 from ackord.table import Table
+from ackord.versions import Version
 from ackord.wire.keys import AUTO
 from ackord.wire.messages import TableDefinition
 
@@ -50,6 +51,7 @@ __all__ = [
     "Unauthorized",
     "Unavailable",
     "Update",
+    "Version",
     "VersionCollected",
     "Written",
     "__version__",

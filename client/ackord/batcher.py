@@ -33,9 +33,11 @@ from ackord.routing import (
 from ackord.row import Row
 from ackord.transport import Cancellable, Environment, Transport
 from ackord.wire.messages import (
+    OP_AS_OF,
     OP_COUNT,
     OP_GET,
     OP_SCAN,
+    OP_SCAN_AS_OF,
     OP_SELECT,
     OP_WRITE,
     WHOLE_GROUP,
@@ -43,7 +45,7 @@ from ackord.wire.messages import (
     is_error,
 )
 
-OPS: Final = (OP_GET, OP_WRITE, OP_SCAN, OP_SELECT, OP_COUNT)
+OPS: Final = (OP_GET, OP_WRITE, OP_SCAN, OP_SELECT, OP_COUNT, OP_AS_OF, OP_SCAN_AS_OF)
 SWEEP_INTERVAL_S: Final = 0.25  # at most, while anything is under way
 GROUP_OPS_MAX: Final = 1_024
 
@@ -212,7 +214,7 @@ class Batcher:
                         continue
                     result = op.written(*result)
                 op.release()
-            elif type(result) is not list or is_error(result):
+            elif is_error(result) or (kind != OP_AS_OF and type(result) is not list):
                 failed.append((op, error_from_wire(result)))
                 continue
             self.open_count -= 1

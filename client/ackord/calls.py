@@ -19,9 +19,11 @@ from ackord.transport import Cancellable, Environment
 from ackord.wire.keys import is_auto_key
 from ackord.wire.messages import (
     CLIENT_ID_BYTES,
+    OP_AS_OF,
     OP_COUNT,
     OP_GET,
     OP_SCAN,
+    OP_SCAN_AS_OF,
     OP_SELECT,
     OP_WRITE,
     VERSION_COUNTER_BITS,
@@ -193,6 +195,17 @@ class Select(Get):
     selection: list[Any]
 
 
+class Query(Get):
+    """A read that goes alone: ``[rid, code, tablet, *parts]`` on the wire."""
+
+    __slots__ = ("code", "parts")
+
+    op = OP_AS_OF  # the kind of all of them in the queues
+
+    code: int
+    parts: list[Any]
+
+
 class Write(Get):
     """A put, update or delete of one row. ``is_unknown``: an attempt without an answer may have happened."""
 
@@ -264,6 +277,16 @@ class Scan(Get):
     selection: list[Any]
 
 
+class ScanAsOf(Scan):
+    """A page of what the range was at a version."""
+
+    __slots__ = ("as_of",)
+
+    op = OP_SCAN_AS_OF
+
+    as_of: int
+
+
 class Count(Scan):
     """How many rows there are in a stretch of the range. ``selection`` is ``[where]``."""
 
@@ -331,6 +354,13 @@ class Group:
             scan: Scan = self.ops[0]
             bounds = [scan.start, scan.end, scan.reverse, scan.rows_max, scan.bytes_max]
             return [rid, OP_SCAN, tablet, *bounds, *scan.selection]
+        if self.op == OP_SCAN_AS_OF:
+            past: ScanAsOf = self.ops[0]
+            bounds = [past.start, past.end, past.reverse, past.rows_max, past.bytes_max]
+            return [rid, OP_SCAN_AS_OF, tablet, *bounds, past.as_of, *past.selection]
+        if self.op == OP_AS_OF:
+            query: Query = self.ops[0]
+            return [rid, query.code, tablet, *query.parts]
         if self.op == OP_COUNT:
             count: Count = self.ops[0]
             return [rid, OP_COUNT, tablet, count.start, count.end, *count.selection]
@@ -355,7 +385,7 @@ def groups_of(
         return write_groups(tablet, ops, identities, count_max)
     if op == OP_SELECT:
         return select_groups(tablet, ops, count_max)
-    if op in (OP_SCAN, OP_COUNT):
+    if op in (OP_SCAN, OP_COUNT, OP_AS_OF, OP_SCAN_AS_OF):
         count_max = 1
     return (Group(op, tablet, ops[at : at + count_max]) for at in range(0, len(ops), count_max))
 

@@ -9,11 +9,13 @@ from typing import Any
 
 from ackord.errors import InvalidRequest
 from ackord.expressions import Expression, encode_where
-from ackord.wire.limits import Limits
+from ackord.wire.extras import encode_extras
+from ackord.wire.limits import DEFAULT_LIMITS, Limits
 from ackord.wire.messages import (
     COND_IF_ABSENT,
     COND_IF_EXISTS,
     COND_IF_VERSION,
+    COND_MERGE,
     COND_NONE,
     COND_WHERE,
     KIND_DELETE,
@@ -37,12 +39,18 @@ class Put:
     if_absent: bool = field(default=False, kw_only=True)
     if_exists: bool = field(default=False, kw_only=True)
     where: Expression | None = field(default=None, kw_only=True)
+    on_conflict: str | None = field(default=None, kw_only=True)
+    ttl: float | None = field(default=None, kw_only=True)
+    timestamp: int | Mapping[str, int] | None = field(default=None, kw_only=True)
 
     def encode(self, limits: Limits) -> Encoded:
         condition, value = encode_condition(
-            self.if_version, self.if_absent, self.if_exists, self.where, limits
+            self.if_version, self.if_absent, self.if_exists, self.where, limits, self.on_conflict
         )
-        return KIND_PUT, encode_columns(self.columns, limits), condition, value
+        body = encode_columns(self.columns, limits)
+        if self.ttl is not None or self.timestamp is not None:
+            body = encode_extras(body, self.ttl, self.timestamp)
+        return KIND_PUT, body, condition, value
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +67,18 @@ class Update:
     if_absent: bool = field(default=False, kw_only=True)
     if_exists: bool = field(default=False, kw_only=True)
     where: Expression | None = field(default=None, kw_only=True)
+    on_conflict: str | None = field(default=None, kw_only=True)
+    ttl: float | None = field(default=None, kw_only=True)
+    timestamp: int | Mapping[str, int] | None = field(default=None, kw_only=True)
+    delete_cells: Mapping[str, Sequence[int]] | None = field(default=None, kw_only=True)
 
     def encode(self, limits: Limits) -> Encoded:
         condition, value = encode_condition(
-            self.if_version, self.if_absent, self.if_exists, self.where, limits
+            self.if_version, self.if_absent, self.if_exists, self.where, limits, self.on_conflict
         )
         body = encode_update(self.set, self.delete, self.increment, limits, self.append)
+        if self.ttl is not None or self.timestamp is not None or self.delete_cells:
+            body = encode_extras(body, self.ttl, self.timestamp, self.delete_cells)
         return KIND_UPDATE, body, condition, value
 
 
@@ -85,6 +99,24 @@ class Delete:
 Operation = Put | Update | Delete
 
 
+def conflict_condition(if_version: int | None, has_other: bool, on_conflict: str) -> tuple[int, Any]:
+    """What ``if_version`` becomes with ``on_conflict``: "latest" writes whatever the row is by now, "merge" merges."""
+    if on_conflict not in ("latest", "merge"):
+        raise InvalidRequest(
+            f'on_conflict={ascii(on_conflict)[:40]} is neither "latest" nor "merge"',
+            field="on_conflict",
+            value=ascii(on_conflict)[:40],
+            limit=["latest", "merge"],
+        )
+    if if_version is None or has_other:
+        raise InvalidRequest(
+            "on_conflict says what to do when if_version loses: it needs if_version, and no other if_",
+            field="on_conflict",
+        )
+    _, base = encode_condition(if_version, False, False, None, DEFAULT_LIMITS)
+    return (COND_NONE, None) if on_conflict == "latest" else (COND_MERGE, base)
+
+
 def for_auto(body: Encoded) -> Encoded:
     """The same for a key that ends with AUTO; InvalidRequest if that cannot be."""
     kind, columns, condition, value = body
@@ -97,10 +129,18 @@ def for_auto(body: Encoded) -> Encoded:
 
 
 def encode_condition(
-    if_version: int | None, if_absent: bool, if_exists: bool, where: Expression | None, limits: Limits
+    if_version: int | None,
+    if_absent: bool,
+    if_exists: bool,
+    where: Expression | None,
+    limits: Limits,
+    on_conflict: str | None = None,
 ) -> tuple[int, Any]:
     """(condition, its value) as on the wire; InvalidRequest for more than one beside ``where``, or a wrong
     one."""
+    if on_conflict is not None:
+        condition = conflict_condition(if_version, if_absent or if_exists, on_conflict)
+        return condition if where is None else (COND_WHERE, [*condition, encode_where(where, limits)])
     if where is not None:
         plain = encode_condition(if_version, if_absent, if_exists, None, limits)
         return COND_WHERE, [*plain, encode_where(where, limits)]

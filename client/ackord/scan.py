@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ackord.calls import Count, Many
+from ackord.calls import Count, Many, ScanAsOf
 from ackord.calls import Scan as ScanPage
 from ackord.errors import Error, InvalidRequest
 from ackord.expressions import Expression, encode_where
 from ackord.routing import TableRoute, TabletRoute
 from ackord.row import Row
+from ackord.versions import check_version
 from ackord.wire.limits import Limits
 from ackord.wire.ranges import KeyRange, is_empty, key_range, seal, unseal
 
@@ -74,6 +75,7 @@ class Scan:
         token: str | None,
         read_ahead: int,
         timeout: float | None,
+        as_of: int | None = None,
     ) -> None:
         if limit is not None and (type(limit) is not int or limit < 0):
             raise InvalidRequest(
@@ -86,12 +88,14 @@ class Scan:
                 value=ascii(read_ahead)[:60],
                 limit=READ_AHEAD_MAX,
             )
-        if token is not None and (bounds.are_given or reverse or where is not None or columns is not None):
+        has_more = reverse or where is not None or columns is not None or as_of is not None
+        if token is not None and (bounds.are_given or has_more):
             raise InvalidRequest(
                 "a token stands for the whole scan: beside it only limit, read_ahead and timeout may be given",
                 field="token",
             )
         limits = store.batcher.routing.limits
+        self._as_of = None if as_of is None else check_version("as_of", as_of)
         self._store = store
         self._name = name
         self._bounds = bounds
@@ -149,7 +153,7 @@ class Scan:
             start, end = self._position
         else:
             return None
-        content = [self._table.id, self._reverse, start, end, left, self._where, self._columns]
+        content = [self._table.id, self._reverse, start, end, left, self._where, self._columns, self._as_of]
         return seal("scan", content)
 
     # ---------------------------------------------------------------------------------- pages
@@ -190,9 +194,11 @@ class Scan:
 
     def _resume(self, token: str, table: TableRoute) -> None:
         content = unseal("scan", token)
-        if len(content) != 7:
+        if len(content) != 8:
             raise InvalidRequest("token: it is damaged", field="token")
-        table_id, self._reverse, self._start, self._end, left, self._where, self._columns = content
+        table_id, self._reverse, self._start, self._end, left, self._where, self._columns, self._as_of = (
+            content
+        )
         if table_id != table.id:
             raise InvalidRequest(
                 f"token: it is of another table than {self._name!r} is now", field="token", value=table_id
@@ -211,7 +217,10 @@ class Scan:
         table = fresh if fresh is not None and fresh.id == self._table.id else self._table
         tablet, self._tablet = _part(table, self._start, self._end, self._reverse)
         many = Many(store.loop.create_future(), 1)
-        page = ScanPage(many.future, table, tablet, (), tablet.start, store.deadline(self._timeout), many, 0)
+        kind = ScanPage if self._as_of is None else ScanAsOf
+        page = kind(many.future, table, tablet, (), tablet.start, store.deadline(self._timeout), many, 0)
+        if isinstance(page, ScanAsOf) and self._as_of is not None:
+            page.as_of = self._as_of
         page.start, page.end = self._tablet
         page.reverse = self._reverse
         limits = store.batcher.routing.limits

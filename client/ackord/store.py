@@ -179,7 +179,11 @@ class Store:
         columns = [[column, _type_name(kind)] for column, kind in dict(key).items()]
         split_starts(KeySchema.from_wire(columns, limits.key_column_bytes), split_at, limits)
         options = TableOptions(keep_versions, keep_for, ttl, max_versions, timestamp_deviation, merge or {})
-        body: dict[str, Any] = {"name": check_table_name(name, limits), "key": columns, "split_at": list(split_at)}
+        body: dict[str, Any] = {
+            "name": check_table_name(name, limits),
+            "key": columns,
+            "split_at": list(split_at),
+        }
         if options != DEFAULT_OPTIONS:
             body["options"] = options.to_wire()
         deadline = self.deadline(timeout)

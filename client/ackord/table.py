@@ -12,6 +12,7 @@ from ackord.operations import Delete, Encoded, Operation, Put, Update, for_auto
 from ackord.routing import TableRoute
 from ackord.row import Row, Written
 from ackord.scan import Bounds, Scan, check_names, count_rows
+from ackord.versions import HISTORY_COUNT, Version, check_alone, read_as_of, read_cells, read_history
 from ackord.wire.keys import is_auto_key
 from ackord.wire.limits import Limits
 from ackord.wire.messages import RETURN_NEW, RETURN_OLD
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _Item = TypeVar("_Item")
 
 Returning = Literal["new", "old"]
+OnConflict = Literal["latest", "merge"]
 _RETURNING: Final = {"new": RETURN_NEW, "old": RETURN_OLD}
 
 
@@ -39,6 +41,10 @@ class Table:
     ``where`` is an expression such as ``ackord.col("state") == "new"``: of a write a condition beside the others, of
     a read a filter at the server. ``columns`` names the columns that a read wants; the others do not travel. A write
     with ``returning`` gives a Written with the row as it left it ("new") or found it ("old"), a retry the same one.
+    ``on_conflict`` says what becomes of a write whose ``if_version`` loses: "latest" is done all the same, "merge" is
+    merged with what the row is by now, from the version that it names (Conflict where no rule decides). ``ttl``: the
+    row expires so many seconds after this write. ``timestamp`` (milliseconds): of the cells that the write makes, or a
+    map of columns to them.
     """
 
     __slots__ = ("_store", "name")
@@ -58,11 +64,22 @@ class Table:
         *,
         where: Expression | None = None,
         columns: Sequence[str] | None = None,
+        as_of: int | None = None,
+        versions: int | None = None,
+        time_range: tuple[int | None, int | None] | None = None,
         timeout: float | None = None,
     ) -> Row | None:
         """The row, None if there is none (of which ``where`` holds). Linearizable: it sees every write that was
-        acknowledged before."""
+        acknowledged before.
+
+        ``as_of``: what it was at this version; VersionCollected if that is no longer kept. ``versions``: with so many
+        cells of each column, ``time_range``: those with start <= timestamp < end (milliseconds); `Row.cells`."""
         store = self._store
+        if as_of is not None or versions is not None or time_range is not None:
+            check_alone(as_of, versions, time_range, where, columns)
+            if as_of is not None:
+                return await read_as_of(store, self.name, key, as_of, timeout)
+            return await read_cells(store, self.name, key, versions, time_range, timeout)
         deadline = store.deadline(timeout)
         table = store.batcher.routing.tables.get(self.name) or await store.find_table(self.name, deadline)
         encoded = table.key.encode(key)
@@ -75,6 +92,18 @@ class Table:
         store.batcher.add(op)
         row: Row | None = await future
         return row
+
+    async def history(
+        self,
+        key: Any,
+        limit: int = HISTORY_COUNT,
+        *,
+        before: int | None = None,
+        timeout: float | None = None,
+    ) -> list[Version]:
+        """The row's versions that are kept, newest first, deletions too: the newest ``limit`` of them, or those below
+        the version ``before``."""
+        return await read_history(self._store, self.name, key, limit, before, timeout)
 
     async def get_many(
         self,
@@ -123,6 +152,7 @@ class Table:
         reverse: bool = False,
         token: str | None = None,
         read_ahead: int = 2,
+        as_of: int | None = None,
         timeout: float | None = None,
     ) -> Scan:
         """The rows of a key range in key order (backwards with ``reverse``), to be iterated with ``async
@@ -136,8 +166,8 @@ class Table:
         A row that exists throughout the scan comes exactly once, one that is written meanwhile as it was when
         its page was read. ``read_ahead`` pages (of 2,000 rows or 1 MiB) are kept ready beside the one that is
         iterated over. ``timeout`` is for each page. ``scan.token`` says where the scan stands; ``token`` goes on
-        from there, with the range, filter and columns of then. Iteration raises InvalidRequest, TableNotFound,
-        Unavailable.
+        from there, with the range, filter and columns of then. ``as_of``: the rows as they were at that version.
+        Iteration raises InvalidRequest, TableNotFound, VersionCollected, Unavailable.
         """
         return Scan(
             self._store,
@@ -150,6 +180,7 @@ class Table:
             token=token,
             read_ahead=read_ahead,
             timeout=timeout,
+            as_of=as_of,
         )
 
     async def count(
@@ -180,6 +211,9 @@ class Table:
         if_absent: bool = False,
         if_exists: bool = False,
         where: Expression | None = None,
+        on_conflict: OnConflict | None = None,
+        ttl: float | None = None,
+        timestamp: int | Mapping[str, int] | None = None,
         returning: None = None,
         timeout: float | None = None,
     ) -> int: ...
@@ -194,6 +228,9 @@ class Table:
         if_absent: bool = False,
         if_exists: bool = False,
         where: Expression | None = None,
+        on_conflict: OnConflict | None = None,
+        ttl: float | None = None,
+        timestamp: int | Mapping[str, int] | None = None,
         returning: Returning,
         timeout: float | None = None,
     ) -> Written: ...
@@ -207,12 +244,25 @@ class Table:
         if_absent: bool = False,
         if_exists: bool = False,
         where: Expression | None = None,
+        on_conflict: OnConflict | None = None,
+        ttl: float | None = None,
+        timestamp: int | Mapping[str, int] | None = None,
         returning: Returning | None = None,
         timeout: float | None = None,
     ) -> int | Written:
         """Replaces the whole row, or creates it; returns its new version. Where the last key column is AUTO, a key
         that ends with ``ackord.AUTO`` makes a new row; the version that is returned is its number."""
-        put = Put(key, columns, if_version=if_version, if_absent=if_absent, if_exists=if_exists, where=where)
+        put = Put(
+            key,
+            columns,
+            if_version=if_version,
+            if_absent=if_absent,
+            if_exists=if_exists,
+            where=where,
+            on_conflict=on_conflict,
+            ttl=ttl,
+            timestamp=timestamp,
+        )
         return await self._write(put, returning, timeout)
 
     @overload
@@ -228,6 +278,10 @@ class Table:
         if_absent: bool = False,
         if_exists: bool = False,
         where: Expression | None = None,
+        on_conflict: OnConflict | None = None,
+        ttl: float | None = None,
+        timestamp: int | Mapping[str, int] | None = None,
+        delete_cells: Mapping[str, Sequence[int]] | None = None,
         returning: None = None,
         timeout: float | None = None,
     ) -> int: ...
@@ -245,6 +299,10 @@ class Table:
         if_absent: bool = False,
         if_exists: bool = False,
         where: Expression | None = None,
+        on_conflict: OnConflict | None = None,
+        ttl: float | None = None,
+        timestamp: int | Mapping[str, int] | None = None,
+        delete_cells: Mapping[str, Sequence[int]] | None = None,
         returning: Returning,
         timeout: float | None = None,
     ) -> Written: ...
@@ -261,6 +319,10 @@ class Table:
         if_absent: bool = False,
         if_exists: bool = False,
         where: Expression | None = None,
+        on_conflict: OnConflict | None = None,
+        ttl: float | None = None,
+        timestamp: int | Mapping[str, int] | None = None,
+        delete_cells: Mapping[str, Sequence[int]] | None = None,
         returning: Returning | None = None,
         timeout: float | None = None,
     ) -> int | Written:
@@ -270,7 +332,7 @@ class Table:
 
         An absent column to increment begins as the amount, one to append to as an empty list. An int column stays
         exact and takes ints only, a float column takes both. InvalidRequest if a column is of another type, or would
-        leave 64 bits or the finite floats."""
+        leave 64 bits or the finite floats. ``delete_cells``: column -> timestamps of single cells to delete."""
         update = Update(
             key,
             set,
@@ -281,6 +343,10 @@ class Table:
             if_absent=if_absent,
             if_exists=if_exists,
             where=where,
+            on_conflict=on_conflict,
+            ttl=ttl,
+            timestamp=timestamp,
+            delete_cells=delete_cells,
         )
         return await self._write(update, returning, timeout)
 

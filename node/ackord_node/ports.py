@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ackord_node.core.history import Removable, Moment
+from ackord_node.core.history import Moment, Removable
 
 # ---------------------------------------------------------------------------------------- clock
 

@@ -10,7 +10,7 @@ import pytest
 
 from ackord_node.adapters.engine_memory import MemoryDisk, MemoryEngine
 from ackord_node.adapters.engine_rocksdb import RocksEngine
-from ackord_node.core.history import VERSION_MAX, Removable, Moment, history_key, split_history_key
+from ackord_node.core.history import VERSION_MAX, Moment, Removable, history_key, split_history_key
 from ackord_node.ports import Batch, Engine
 
 NO_LIMIT = 1 << 40
@@ -120,7 +120,14 @@ def test_a_scan_keeps_to_its_bounds(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "bounds", [Removable(1, None, 0), Removable(3, None, 0), Removable(1, 150, 0), Removable(2, 250, 200), Removable(1, None, 999)]
+    "bounds",
+    [
+        Removable(1, None, 0),
+        Removable(3, None, 0),
+        Removable(1, 150, 0),
+        Removable(2, 250, 200),
+        Removable(1, None, 999),
+    ],
 )
 def test_what_may_go_is_found_in_pieces(engine: Engine, bounds: Removable) -> None:
     model = filled(engine, seed=5)
@@ -168,7 +175,9 @@ def test_clear_and_forget_delete_the_history(engine: Engine) -> None:
 def test_a_snapshot_holds_the_history_of_its_moment(engine: Engine) -> None:
     model = filled(engine, seed=6)
     snapshot = engine.snapshot(5)
-    engine.commit(Batch(history=[(5, key(0), 999, b"later")], history_drop=[(5, key(1), v, False) for v in range(400)]))
+    engine.commit(
+        Batch(history=[(5, key(0), 999, b"later")], history_drop=[(5, key(1), v, False) for v in range(400)])
+    )
     records: list[tuple[bytes, bytes]] = []
     after: bytes | None = None
     while True:
@@ -178,7 +187,9 @@ def test_a_snapshot_holds_the_history_of_its_moment(engine: Engine) -> None:
             break
         after = piece[-1][0]
     snapshot.close()
-    wanted = [(history_key(k, v, row is None), row or b"") for k, vs in model.items() for v, row in vs.items()]
+    wanted = [
+        (history_key(k, v, row is None), row or b"") for k, vs in model.items() for v, row in vs.items()
+    ]
     assert records == sorted(wanted)
 
 

@@ -114,7 +114,9 @@ def _extras(said: dict[str, Any]) -> Extras:
 
 def _check_time(name: Any, time: Any) -> None:
     if type(name) is not str or type(time) is not int or not INT64_MIN <= time <= INT64_MAX:
-        raise _bad("timestamp", f"{ascii(name)[:40]}: {ascii(time)[:40]} is not a timestamp in milliseconds", time)
+        raise _bad(
+            "timestamp", f"{ascii(name)[:40]}: {ascii(time)[:40]} is not a timestamp in milliseconds", time
+        )
 
 
 def _bad(field: str, message: str, value: Any) -> InvalidRequest:

@@ -50,7 +50,9 @@ class Limits:
     # -- history
     as_of_ahead_ms: int = 60_000  # how far a version to read as of may lie ahead of the coordinator's clock
     history_rows_count: int = 1_000  # versions in one answer of history
-    tombstone_keep_ms: int = 3_600_000  # a deleted row's versions can be told apart from "never there" so long
+    tombstone_keep_ms: int = (
+        3_600_000  # a deleted row's versions can be told apart from "never there" so long
+    )
 
     # -- exactly once
     clients_count: int = 4_096  # remembered clients of one tablet

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from ackord_node.adapters import history_walk
-from ackord_node.core.history import Removable, Moment, history_key
+from ackord_node.core.history import Moment, Removable, history_key
 from ackord_node.ports import Batch, EngineCorrupt, EngineError, EngineFailed, EngineFull, EngineLocked
 
 Key = TypeVar("Key", int, bytes)
@@ -305,7 +305,11 @@ class MemoryEngine:
         return sum(
             len(value)
             for copy in self._opened().copies.values()
-            for values in (copy.log.items(None, None), copy.rows.items(None, None), copy.history.items(None, None))
+            for values in (
+                copy.log.items(None, None),
+                copy.rows.items(None, None),
+                copy.history.items(None, None),
+            )
             for _, value in values
         )
 

@@ -11,8 +11,8 @@ from typing import Protocol
 from ackord_node.core.history import (
     SUFFIX_BYTES,
     VERSION_MAX,
-    Removable,
     Moment,
+    Removable,
     history_key,
     split_history_key,
 )
@@ -38,7 +38,6 @@ class Cursor(Protocol):
     def value(self) -> bytes: ...
 
     def next(self) -> None: ...
-
 
 
 def versions(cursor: Cursor, key: bytes, version_max: int, count_max: int) -> list[Version]:
@@ -101,7 +100,9 @@ def scan(
     return found, None
 
 
-def excess(cursor: Cursor, start: bytes, bounds: Removable, keys_max: int, records_max: int) -> tuple[Excess, bytes | None]:
+def excess(
+    cursor: Cursor, start: bytes, bounds: Removable, keys_max: int, records_max: int
+) -> tuple[Excess, bytes | None]:
     """(key, version, is a deletion) of what ``bounds`` allows to remove, the keys from ``start`` on, and where the
     next look begins, None at the end. A key with more than ``records_max`` of them is looked at again."""
     found: Excess = []

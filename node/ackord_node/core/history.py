@@ -123,7 +123,11 @@ class Retention:
         """Whether a deletion in it was, or may have been, forgotten with all that is older."""
         for at, (version, is_deletion) in enumerate(chain):
             forgotten_ms = _ms(version) + self._grace_ms
-            if is_deletion and forgotten_ms <= clock_ms and (at == 0 or _ms(chain[at - 1][0]) >= forgotten_ms):
+            if (
+                is_deletion
+                and forgotten_ms <= clock_ms
+                and (at == 0 or _ms(chain[at - 1][0]) >= forgotten_ms)
+            ):
                 return True
         return False
 

@@ -77,7 +77,6 @@ class Entry:
                     if key is not None:
                         yield key, value
 
-
     def versions(self) -> Iterable[tuple[bytes, int, bytes | None]]:
         """(key, version, row or None) of every row change, in order."""
         version = self.version

@@ -16,7 +16,9 @@ APPEND = 1  # tablet, epoch, previous index, previous epoch, commit point, [reco
 CONFIRM = 2  # tablet, epoch, copy_id, index: on disk up to here
 MISMATCH = 3  # tablet, epoch, copy_id, probed index, safe index: the prefix does not match at the probe
 BEACON = 4  # tablet, epoch, sent at, commit point, start, lease request, granted seconds, grantee, recovered
-BEACON_CONFIRM = 5  # tablet, epoch, copy_id, beacon time, lease request (own time or -1), end, flags[, wall_ms]
+BEACON_CONFIRM = (
+    5  # tablet, epoch, copy_id, beacon time, lease request (own time or -1), end, flags[, wall_ms]
+)
 INQUIRE = 6  # tablet, epoch, inquiry id (echoed)
 INQUIRE_ANSWER = 7  # tablet, epoch, copy_id, inquiry id, last epoch, last index, commit point, recovered
 HANDOVER = 8  # tablet, epoch, successor's incarnation

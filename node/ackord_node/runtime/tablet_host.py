@@ -253,7 +253,7 @@ class TabletHost(Source):
     def select(self, rid: int, keys: list[bytes], options: list[Any], respond: Respond) -> None:
         """``get`` of the rows of which an expression holds, or of some of their columns."""
         try:
-            selection = self._selection(options)
+            selection = self.selection(options)
         except InvalidRequest as error:
             respond([rid, WHOLE_GROUP, error_to_wire(error)])
             return
@@ -270,7 +270,9 @@ class TabletHost(Source):
 
         self.get(rid, keys, chosen)
 
-    def _selection(self, options: list[Any], shown: Callable[[bytes], bytes | None] | None = None) -> Selection:
+    def selection(
+        self, options: list[Any], shown: Callable[[bytes], bytes | None] | None = None
+    ) -> Selection:
         where, columns = options
         return Selection.of(where, columns, self._schema, self.replica.state.config.limits, shown)
 
@@ -278,7 +280,7 @@ class TabletHost(Source):
         """One page; ``options`` is empty or ``[where, columns]``."""
         try:
             shown = self.replica.reads.shown_part
-            selection = self._selection(options or [None, None], shown) if options or shown else None
+            selection = self.selection(options or [None, None], shown) if options or shown else None
         except InvalidRequest as error:
             respond([rid, WHOLE_GROUP, error_to_wire(error)])
             return
@@ -289,7 +291,7 @@ class TabletHost(Source):
     def count(self, rid: int, start: bytes, end: bytes | None, where: bytes | None, respond: Respond) -> None:
         """How many rows of a stretch of the range, and where the rest begins."""
         try:
-            selection = self._selection([where, None], self.replica.reads.shown_part)
+            selection = self.selection([where, None], self.replica.reads.shown_part)
         except InvalidRequest as error:
             respond([rid, WHOLE_GROUP, error_to_wire(error)])
             return

@@ -24,7 +24,7 @@ from ackord_node.core.history import Moment
 from ackord_node.core.replica import READ_WAIT_S, Replica
 from ackord_node.ports import Clock, Engine
 from ackord_node.runtime.requests import Deferred
-from ackord_node.runtime.scan import Range
+from ackord_node.runtime.scan import Range, Selection
 from ackord_node.runtime.service import Respond
 
 SCAN_KEYS_COUNT = 1_000  # looked at in one step of the event loop
@@ -39,6 +39,8 @@ class Host(Protocol):
     tablet: int
 
     def feed(self, event: e.Event) -> None: ...
+
+    def selection(self, options: list[Any]) -> Selection: ...
 
     def elsewhere(self, reason: str) -> list[Any]: ...
 
@@ -57,7 +59,9 @@ class VersionReads:
         reads = self._host.replica.reads
         if op == OP_AS_OF:
             keys, as_of = group[3], group[4]
-            self._when_settled(rid, keys, as_of, lambda: [self._row_as_of(key, as_of) for key in keys], respond)
+            self._when_settled(
+                rid, keys, as_of, lambda: [self._row_as_of(key, as_of) for key in keys], respond
+            )
         elif op == OP_HISTORY:
             key, before, count_max = group[3:]
             self._when_settled(rid, [key], None, lambda: [self._history(key, before, count_max)], respond)
@@ -65,8 +69,8 @@ class VersionReads:
             keys, bounds = group[3], group[4:]
             self._when_settled(rid, keys, None, lambda: [reads.cells(key, *bounds) for key in keys], respond)
         else:
-            wanted, as_of = Range(*group[3:8]), group[8]
-            self._when_settled(rid, None, as_of, lambda: [self._page(wanted, as_of)], respond)
+            wanted, as_of, options = Range(*group[3:8]), group[8], group[9:]
+            self._when_settled(rid, None, as_of, lambda: [self._page(wanted, as_of, options)], respond)
 
     def _when_settled(
         self,
@@ -149,19 +153,21 @@ class VersionReads:
             run *= 2
         return [found, before]
 
-    def _page(self, wanted: Range, as_of: int) -> Any:
+    def _page(self, wanted: Range, as_of: int, options: list[Any]) -> Any:
         """One page of what the range was at ``as_of``. A row that cannot be told any more ends the scan."""
         try:
-            return self._page_as_of(wanted, as_of)
+            return self._page_as_of(wanted, as_of, self._host.selection(options) if options else None)
         except Error as error:
             return error_to_wire(error)
 
-    def _page_as_of(self, wanted: Range, as_of: int) -> list[Any]:
+    def _page_as_of(self, wanted: Range, as_of: int, selection: Selection | None) -> list[Any]:
         replica = self._host.replica
         s, reads = replica.state, replica.reads
         retention = s.retention
         if retention is None:
-            raise VersionCollected("a table that keeps no older versions cannot be scanned as of one", version=as_of)
+            raise VersionCollected(
+                "a table that keeps no older versions cannot be scanned as of one", version=as_of
+            )
         count = retention.keep_versions
         keys_max, bytes_max = min(SCAN_KEYS_COUNT, wanted.rows_max), min(SCAN_BYTES, wanted.bytes_max)
         stored, rest = self._engine.history_scan(
@@ -177,6 +183,8 @@ class VersionReads:
         for key in sorted(moments, reverse=wanted.reverse):
             at = s.recent.over(key, lambda key=key: moments[key], as_of, count)  # type: ignore[misc]
             row = reads.shown(retention.row_at(at, as_of, s.clock.at_commit))
+            if row is not None and selection is not None:
+                row = selection.take(key, row)
             if row is not None:
                 found += (key, row)
         retention.check_scan(as_of, s.clock.at_commit)

@@ -82,6 +82,9 @@ class GroupChecker:
 
     def _check_versions(self, op: int, group: list[Any]) -> int:
         """The reads of earlier versions and of cells."""
+        if op == OP_SCAN_AS_OF and len(group) == _VERSION_ITEMS[op] + 2:
+            _check_version(group[8])
+            return self._check_scan(group[:8] + group[9:])
         if len(group) != _VERSION_ITEMS[op]:
             raise _bad("group", f"a group of operation {op} has {_VERSION_ITEMS[op]} items")
         if op == OP_SCAN_AS_OF:
