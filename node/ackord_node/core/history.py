@@ -110,14 +110,16 @@ class Retention:
 
     def _is_readable(self, found: Moment, clock_ms: int) -> bool:
         assert found.version is not None
-        chain = [*found.newer, (found.version, found.row is None)]
-        if self._has_border(chain[: self.keep_versions + 1], clock_ms):
-            return False
+        at = (found.version, found.row is None)
         if len(found.newer) < self.keep_versions:
-            return True
-        if found.superseded is None or not _ms(found.superseded) + self._keep_for_ms > clock_ms:
+            return not self._has_border([*found.newer, at], clock_ms)
+        if found.superseded is None or not self._is_recent(found.superseded, clock_ms):
             return False
-        return not self._has_border([(found.superseded, False), chain[-1]], clock_ms)
+        return not self._has_border([(found.superseded, False), at], clock_ms)
+
+    def _is_recent(self, superseded: int, clock_ms: int) -> bool:
+        """Whether what was superseded by this version is kept for that reason."""
+        return self._keep_for_ms > 0 and _ms(superseded) + self._keep_for_ms > clock_ms
 
     def _has_border(self, chain: list[tuple[int, bool]], clock_ms: int) -> bool:
         """Whether a deletion in it was, or may have been, forgotten with all that is older."""
@@ -137,7 +139,7 @@ class Retention:
             return False  # the key may have lived, been deleted and been forgotten
         if len(found.newer) < self.keep_versions:
             return True
-        return found.superseded is not None and _ms(found.superseded) + self._keep_for_ms > clock_ms
+        return found.superseded is not None and self._is_recent(found.superseded, clock_ms)
 
 
 class Recent:
