@@ -344,5 +344,6 @@ class TabletBatch:
     history: list[tuple[int, bytes, int, bytes | None]] = field(default_factory=list)
     end: int = 0  # the log's end as of this batch
     applied: int = 0
+    clock_ms: int = 0  # of the tablet at ``applied`` (rule R20)
     promised: int = 0
     generation: int = 0  # of the copy; a batch taken before the copy was rebuilt says nothing of the new one

@@ -33,13 +33,14 @@ NEVER_MS = 1 << 62
 
 
 class TabletClock:
-    """T as of three positions of the log: its end, the commit point, and what the store holds."""
+    """T as of four positions of the log: its end, the commit point, what the store is being given, and what it holds
+    for certain."""
 
-    __slots__ = ("at_commit", "at_end", "at_store", "ttl_ms")
+    __slots__ = ("at_commit", "at_end", "at_store", "durable", "ttl_ms")
 
     def __init__(self, options: TableOptions, stored_ms: int) -> None:
         self.ttl_ms = options.ttl_ms
-        self.at_store = self.at_commit = self.at_end = stored_ms
+        self.durable = self.at_store = self.at_commit = self.at_end = stored_ms
 
     def appended(self, entry: Entry) -> None:
         self.at_end = max(self.at_end, entry.clock_ms)
@@ -53,6 +54,7 @@ class TabletClock:
 
     def filled(self, clock_ms: int) -> None:
         self.at_store = self.at_commit = self.at_end = clock_ms
+        self.durable = 0  # until what comes with it is on disk
 
     def expiry_of(self, row: bytes) -> int:
         """When the row expires; 0: never."""

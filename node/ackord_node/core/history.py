@@ -80,7 +80,7 @@ class Retention:
         """So long after the last change nothing is left for the clock to bring about."""
         return self._grace_ms
 
-    def bounds(self, clock_ms: int) -> Removable:
+    def removable(self, clock_ms: int) -> Removable:
         """What may be removed once the clock has durably reached ``clock_ms``."""
         superseded = _last_version(clock_ms - self._keep_for_ms) if self._keep_for_ms else None
         return Removable(self.keep_versions, superseded, _last_version(clock_ms - self._grace_ms))

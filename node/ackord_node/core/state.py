@@ -326,6 +326,7 @@ class TabletState:
         self._take_applied(batch)
         self._take_trim(batch)
         batch.meta, self._meta_dirty = self.meta().encode(), False
+        batch.clock_ms = self.clock.at_store
         self._in_flight, self._durable_cap = batch, None
         return batch
 
@@ -391,6 +392,7 @@ class TabletState:
                 if self.retention is not None:
                     self.recent.applied(entry)
             self.applied = max(self.applied, batch.applied)
+            self.clock.durable = max(self.clock.durable, batch.clock_ms)
             self.log.release(self.applied, self.config.log.memory_bytes)
         self._durable_cap = None
         if self.has_unstored:

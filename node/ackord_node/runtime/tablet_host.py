@@ -31,6 +31,7 @@ from ackord_node.ports import (
     EngineFailed,
     LockAttempt,
 )
+from ackord_node.runtime.collector import Collector
 from ackord_node.runtime.committer import Committer, Source
 from ackord_node.runtime.requests import Deferred, Request
 from ackord_node.runtime.scan import Range, Selection, count, page
@@ -111,6 +112,7 @@ class TabletHost(Source):
         self._queued_count = 0
         self._queued_since = 0.0
         self._snapshots = Snapshots(around.engine, around.committer, self.tablet, replica, self.feed)
+        self._collector = self._new_collector() if replica.state.retention is not None else None
         self.versions = VersionReads(self, around.engine, around.clock)
         self._role: tuple[int | None, bool] = (None, False)
         self._effects: dict[type, Callable[[Any], None]] = {
@@ -173,6 +175,8 @@ class TabletHost(Source):
 
     def tick(self, now: float) -> None:
         self.flush()
+        if self._collector is not None and not self._is_closed:
+            self._collector.tick(now)
         if (
             self._queued
             and now - self._queued_since > self.replica.state.config.limits.request_wait_ms / 1000
@@ -183,6 +187,12 @@ class TabletHost(Source):
         if self.replica.wake_at <= now:
             self.feed(e.Tick(self._clock.wall_ms()))
 
+    def _new_collector(self) -> Collector:
+        around = self._around
+        return Collector(
+            around.engine, around.committer, self._clock, self.replica, self.feed, around.crash, around.spawn
+        )
+
     # ---------------------------------------------------------------------------- persistence
 
     def take_batch(self) -> e.TabletBatch | None:
@@ -191,6 +201,8 @@ class TabletHost(Source):
 
     def stored(self, batch: e.TabletBatch) -> None:
         self.feed(e.Durable(batch))
+        if self._collector is not None and batch.history:
+            self._collector.touched([change[1] for change in batch.history])
 
     def unstored(self, batch: e.TabletBatch) -> None:
         self.replica.unstored(batch)
