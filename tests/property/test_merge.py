@@ -18,7 +18,12 @@ NAMES = ["a", "b", "c"]
 COMMUTING = ("max", "min", "sum", "union")
 
 scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(-5, 5), st.floats(width=16), st.sampled_from(["", "x"]), st.binary(max_size=1)
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 5),
+    st.floats(width=16),
+    st.sampled_from(["", "x"]),
+    st.binary(max_size=1),
 )
 values = st.one_of(scalars, st.lists(scalars, max_size=4))
 rows = st.dictionaries(st.sampled_from(NAMES), values, max_size=3)
@@ -40,11 +45,15 @@ def same_row(a: Any, b: Any) -> bool:
 
 
 @given(rows, rows, rows, rules)
-def test_it_is_deterministic_and_leaves_its_arguments_alone(base: Any, current: Any, new: Any, table: Any) -> None:
+def test_it_is_deterministic_and_leaves_its_arguments_alone(
+    base: Any, current: Any, new: Any, table: Any
+) -> None:
     before = packb([base, current, new])
     first = merged(base, current, new, table)
     assert packb([base, current, new]) == before
-    again = merged(dict(reversed(base.items())), current, dict(reversed(new.items())), dict(reversed(table.items())))
+    again = merged(
+        dict(reversed(base.items())), current, dict(reversed(new.items())), dict(reversed(table.items()))
+    )
     assert same_row(first, again)
 
 
@@ -84,8 +93,12 @@ def test_every_addition_counts_however_stale_its_base(start: int, amounts: list[
     assert current == {"n": start + sum(amounts)}
 
 
-@given(st.sets(st.integers(0, 20)), st.lists(st.tuples(st.sets(st.integers(0, 20)), st.sets(st.integers(0, 20)))))
-def test_every_added_and_removed_item_counts(start: set[int], changes: list[tuple[set[int], set[int]]]) -> None:
+@given(
+    st.sets(st.integers(0, 20)), st.lists(st.tuples(st.sets(st.integers(0, 20)), st.sets(st.integers(0, 20))))
+)
+def test_every_added_and_removed_item_counts(
+    start: set[int], changes: list[tuple[set[int], set[int]]]
+) -> None:
     base = {"s": sorted(start)}
     current: dict[str, Any] = dict(base)
     removed: set[int] = set()

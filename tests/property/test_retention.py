@@ -86,13 +86,15 @@ def test_what_is_promised_can_be_read(table: TableOptions, gaps: list[int], wait
         now_ms += gap
         versions.append((now_ms << 16) + len(versions))
     clock_ms = now_ms + waited
-    stored: Versions = {version: b"row" for version in versions}
+    stored: Versions = dict.fromkeys(versions, b"row")
     found, _ = history_walk.excess(cursor(stored), b"", retention.removable(clock_ms), 1, 1_000)
     for _, version, _ in found:
         del stored[version]
     newest_first = versions[::-1]
     for at, version in enumerate(newest_first):
-        is_recent = at > 0 and (newest_first[at - 1] >> 16) + table.keep_for_ms > clock_ms and table.keep_for_ms > 0
+        is_recent = (
+            at > 0 and (newest_first[at - 1] >> 16) + table.keep_for_ms > clock_ms and table.keep_for_ms > 0
+        )
         expected = b"row" if at < table.keep_versions or is_recent else "collected"
         assert read(retention, stored, version, clock_ms) == expected
         assert (version in stored) == (expected == b"row")

@@ -84,10 +84,6 @@ class Expiry:
         self._cursor: bytes | None = None  # where the cycle goes on; None: it has not begun
         self._is_reading = False
         self._sweep_at = 0.0
-        overlay = state.overlay
-        for _, row in (*overlay.unapplied.values(), *overlay.pending.values()):
-            if row is not None:
-                self.wrote(row)
 
     @property
     def is_on(self) -> bool:
@@ -157,6 +153,10 @@ class Expiry:
         self._sweep_at = now + SWEEP_INTERVAL_S
         if self._cursor is None:
             self._cursor, self._cycle_due_ms = b"", NEVER_MS
+            overlay = self._s.overlay  # what the cycle will not find in the store
+            for _, row in (*overlay.unapplied.values(), *overlay.pending.values()):
+                if row is not None and (expires := self._s.clock.expiry_of(row)):
+                    self._cycle_due_ms = min(self._cycle_due_ms, expires)
         self._s.out.append(ReadRows(self._cursor))
 
     def rows_read(self, event: RowsRead, newest_row: Callable[[bytes], bytes | None]) -> None:
