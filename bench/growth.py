@@ -1,6 +1,6 @@
 """Overwrites a set of rows for a while and prints how large the data folders are: they must stop growing.
 
-    .venv/bin/python -m bench.growth --seconds 600 --rows 10000 --keep-versions 5
+.venv/bin/python -m bench.growth --seconds 600 --rows 10000 --keep-versions 5
 """
 
 from __future__ import annotations
@@ -36,13 +36,19 @@ async def measure(cluster: RealCluster, seconds: float, rows: int, keep_versions
         table = store.table(name)
         begun = time.monotonic()
         callers = [
-            asyncio.create_task(overwrite(table, caller, rows, begun + seconds)) for caller in range(CALLERS_COUNT)
+            asyncio.create_task(overwrite(table, caller, rows, begun + seconds))
+            for caller in range(CALLERS_COUNT)
         ]
-        print(f"keep_versions={keep_versions}, {rows} rows of {ROW_BYTES} bytes, seconds: MiB on the nodes' disks")
+        print(
+            f"keep_versions={keep_versions}, {rows} rows of {ROW_BYTES} bytes, seconds: MiB on the nodes' disks"
+        )
         for sample in range(1, SAMPLES_COUNT + 1):
             await asyncio.sleep(max(begun + seconds * sample / SAMPLES_COUNT - time.monotonic(), 0))
             sizes = [folder_mib(cluster, node) for node in ("n1", "n2", "n3")]
-            print(f"  {time.monotonic() - begun:6.1f} s  " + "  ".join(f"{size:7.1f}" for size in sizes), flush=True)
+            print(
+                f"  {time.monotonic() - begun:6.1f} s  " + "  ".join(f"{size:7.1f}" for size in sizes),
+                flush=True,
+            )
         count = sum(await asyncio.gather(*callers))
         elapsed = time.monotonic() - begun
         print(f"  {count} writes, {count / elapsed:.0f}/s")

@@ -209,11 +209,13 @@ def test_a_store_of_an_earlier_release_gets_a_history(tmp_path: Path) -> None:
     engine.open()
     engine.commit(Batch(rows=[(5, b"a", b"row")]))
     assert engine._store is not None
-    engine._store.history = None
+    del engine._store.history
     engine._store._db.drop_column_family("history")
     engine.close()
+    (tmp_path / "data" / "ackord-format").write_text("1\n")
     engine = RocksEngine(tmp_path / "data", reserve_bytes=0)
     engine.open()
+    assert (tmp_path / "data" / "ackord-format").read_text() == "2\n"
     assert engine.get(5, b"a") == b"row"
     engine.commit(Batch(history=[(5, key(0), 3, b"three")]))
     assert engine.history(5, key(0), VERSION_MAX, 9) == [(3, b"three")]

@@ -81,7 +81,8 @@ def test_replicas_agree_whatever_they_removed(table: TableOptions, steps: Any, d
 @given(options, st.lists(st.integers(0, 40), min_size=1, max_size=10), st.integers(0, 80))
 def test_what_is_promised_can_be_read(table: TableOptions, gaps: list[int], waited: int) -> None:
     retention = Retention(table, GRACE_MS)
-    now_ms, versions = 1_000, []
+    now_ms = 1_000
+    versions: list[int] = []
     for gap in gaps:
         now_ms += gap
         versions.append((now_ms << 16) + len(versions))

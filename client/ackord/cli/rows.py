@@ -1,4 +1,7 @@
-"""``ackord get``, ``put``, ``delete`` and ``scan``: rows by key. Key words are read by the table's key types."""
+"""``ackord get``, ``history``, ``put``, ``delete`` and ``scan``: rows by key.
+
+Key words are read by the table's key types.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from ackord.errors import Conflict
 from ackord.routing import TableRoute
 from ackord.row import Row
 from ackord.store import Store
-from ackord.wire.json_forms import dump_json, row_to_json
+from ackord.table import OnConflict
+from ackord.versions import Version
+from ackord.wire.json_forms import columns_to_json, dump_json, row_to_json
 
 TABLE_ROWS_MAX = 100  # of a scan for people, unless --limit says otherwise
 _NEGATIVE = re.compile(r"-[0-9]+", re.ASCII)
@@ -64,8 +69,9 @@ def show_row(row: Row, as_json: bool) -> None:
 @click.command(cls=KeyCommand, short_help="Print a row.")
 @click.argument("table")
 @key_argument()
+@click.option("--as-of", type=int, metavar="VERSION", help="What the row was at this version.")
 @click.option("--json", "as_json", is_flag=True, help="Print the row as JSON.")
-def get(table: str, key: tuple[str, ...], as_json: bool) -> int:
+def get(table: str, key: tuple[str, ...], as_of: int | None, as_json: bool) -> int:
     """Print the row of TABLE with this KEY, one word per key column (bytes: hex:00ff).
 
     Exits with 1 if there is none.
@@ -73,7 +79,7 @@ def get(table: str, key: tuple[str, ...], as_json: bool) -> int:
 
     async def work(store: Store) -> Row | None:
         route = await route_of(store, table)
-        return await store.table(table).get(parse_key(route.key, key))
+        return await store.table(table).get(parse_key(route.key, key), as_of=as_of)
 
     row = with_store(work)
     if row is None:
@@ -81,6 +87,31 @@ def get(table: str, key: tuple[str, ...], as_json: bool) -> int:
         return 1
     show_row(row, as_json)
     return 0
+
+
+@click.command(cls=KeyCommand, short_help="Print the versions of a row.")
+@click.argument("table")
+@key_argument()
+@click.option("--limit", type=click.IntRange(1), default=20, metavar="N", help="At most N versions (20).")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per version and line.")
+def history(table: str, key: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """Print the versions of the row of TABLE with this KEY that are kept, newest first, deletions too."""
+
+    async def work(store: Store) -> list[Version]:
+        route = await route_of(store, table)
+        return await store.table(table).history(parse_key(route.key, key), limit)
+
+    found = with_store(work)
+    for item in found:
+        if as_json:
+            shown_columns = None if item.row is None else columns_to_json(item.row.columns)
+            click.echo(dump_json({"version": str(item.version), "columns": shown_columns}))
+        elif item.row is None:
+            console().print(f"version {item.version}  deleted")
+        else:
+            show_row(item.row, False)
+    if not found and not as_json:
+        click.echo("no versions", err=True)
 
 
 @click.command(cls=KeyCommand, short_help="Replace or create a row.")
@@ -91,6 +122,12 @@ def get(table: str, key: tuple[str, ...], as_json: bool) -> int:
 @click.option("--if-version", type=int, metavar="VERSION", help="Only if the row has this version.")
 @click.option("--if-absent", is_flag=True, help="Only if there is no such row.")
 @click.option("--if-exists", is_flag=True, help="Only if there is such a row.")
+@click.option(
+    "--on-conflict",
+    type=click.Choice(["latest", "merge"]),
+    help="If --if-version loses: write all the same, or merge from that version.",
+)
+@click.option("--ttl", type=float, metavar="SECONDS", help="The row expires so long after this write.")
 def put(
     table: str,
     key: tuple[str, ...],
@@ -99,6 +136,8 @@ def put(
     if_version: int | None,
     if_absent: bool,
     if_exists: bool,
+    on_conflict: OnConflict | None,
+    ttl: float | None,
 ) -> None:
     """Replace or create the whole row of TABLE with this KEY; prints its new version.
 
@@ -116,6 +155,8 @@ def put(
             if_version=if_version,
             if_absent=if_absent,
             if_exists=if_exists,
+            on_conflict=on_conflict,
+            ttl=ttl,
         )
 
     click.echo(str(_judged(lambda: with_store(work))))
@@ -211,6 +252,8 @@ def _judged(write: Callable[[], int]) -> int:
     try:
         return write()
     except Conflict as error:
+        if error.detail.get("columns"):
+            raise  # a merge that no rule decides: it names the columns
         row = error.current
         standing = "there is no such row" if row is None else f"the row has version {row.version}"
         raise Conflict(f"the condition does not hold: {standing}; nothing was changed") from None

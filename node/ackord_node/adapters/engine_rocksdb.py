@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from rocksdict import ColumnFamily, WriteBatch
 
 from ackord_node.adapters import history_walk
-from ackord_node.adapters.engine_rocksdb_folder import DataFolder
+from ackord_node.adapters.engine_rocksdb_folder import FORMAT, FORMAT_WITHOUT_HISTORY, DataFolder
 from ackord_node.adapters.engine_rocksdb_log import Bounds, LogChanges, stored_bounds
 from ackord_node.adapters.engine_rocksdb_read import (
     INDEX_MAX,
@@ -104,18 +104,20 @@ class RocksEngine:
     def _open_locked(self) -> None:
         if self._folder.is_void():
             raise EngineCorrupt(f"{self._folder.path} was found damaged when it was last open")
-        is_new = self._folder.format_version() is None
+        version = self._folder.format_version()
+        is_new = version is None
         self.suspect = self._folder.is_suspect()
-        self._store = self._open_store(is_new)
+        self._store = self._open_store(is_new, adds_history=version == FORMAT_WITHOUT_HISTORY)
         if is_new:
             self._check_new(self._store)
+        if version != FORMAT:
             self._folder.write_format()
 
-    def _open_store(self, is_new: bool) -> RocksStore:
+    def _open_store(self, is_new: bool, adds_history: bool) -> RocksStore:
         """Opens what a power loss leaves behind; what it does not leave, point-in-time and suspect (R13)."""
         path = self._folder.store_path
         try:
-            return RocksStore(path, self._limits, create=is_new)
+            return RocksStore(path, self._limits, create=is_new, adds_history=adds_history)
         except Exception as error:
             refusal = engine_error(error, f"open {path}")
         if isinstance(refusal, EngineFull):
@@ -124,7 +126,7 @@ class RocksEngine:
             raise self._void_or_failed(refusal)
         self._folder.mark_suspect()
         try:
-            store = RocksStore(path, self._limits, point_in_time=True)
+            store = RocksStore(path, self._limits, adds_history=adds_history, point_in_time=True)
         except Exception as error:
             raise engine_error(error, f"open {path} point-in-time after {refusal}") from error
         self.suspect = True

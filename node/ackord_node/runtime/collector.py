@@ -110,7 +110,9 @@ class Collector:
     ) -> tuple[int, list[bytes], bytes | None]:
         """In the engine's thread. How many went, which keys are to be looked at again, and where the walk stands."""
         state = self._replica.state
-        if state.generation != generation:  # what the store holds by now may be older than the clock that was read
+        if (
+            state.generation != generation
+        ):  # what the store holds by now may be older than the clock that was read
             return 0, [], b""
         tablet, bounds = state.tablet, self._retention.removable(clock_ms)
         batch = Batch()

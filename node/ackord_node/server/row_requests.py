@@ -27,6 +27,7 @@ from ackord.wire.messages import (
     VERSION_COUNTER_BITS,
 )
 from ackord.wire.ranges import is_empty, key_range, seal, unseal
+from ackord_node.server.version_queries import on_conflict
 
 CONDITION_PARAMETERS = ("if_version", "if_absent", "if_exists", "where", "returning")
 SELECT_PARAMETERS = ("where", "columns")
@@ -110,7 +111,7 @@ def _from_base64url(text: str) -> bytes | None:
 def condition_of_query(query: dict[str, str], limits: Limits) -> tuple[int, Any]:
     """(cond, cond_value) of ``where=`` and at most one of ``if_version=``, ``if_absent=true``,
     ``if_exists=true``."""
-    condition, value = _plain_condition(query)
+    condition, value = on_conflict(query, *_plain_condition(query))
     where = where_of_query(query, limits)
     return (condition, value) if where is None else (COND_WHERE, [condition, value, where])
 

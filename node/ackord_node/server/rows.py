@@ -12,16 +12,19 @@ from typing import Any
 from aiohttp import web
 
 from ackord.errors import Error, InvalidRequest
-from ackord.wire.json_forms import columns_from_json, to_json
+from ackord.wire.json_forms import columns_from_json, to_json, version_from_json
 from ackord.wire.messages import (
     COND_NONE,
     KIND_DELETE,
     KIND_PUT,
     KIND_PUT_AUTO,
     KIND_UPDATE,
+    OP_CELLS,
     OP_COUNT,
     OP_GET,
+    OP_HISTORY,
     OP_SCAN,
+    OP_SCAN_AS_OF,
     OP_SELECT,
     OP_WRITE,
     VERSION_COUNTER_BITS,
@@ -51,12 +54,20 @@ from ackord_node.server.row_requests import (
     selection_of_query,
     where_of_query,
 )
+from ackord_node.server.version_queries import (
+    EXTRA_PARAMETERS,
+    VERSION_PARAMETERS,
+    cells_answer,
+    history_answer,
+    version_group,
+    with_extras,
+)
 
 HTTP_SEQ = 1  # an idempotency key is a client of one write
 HTTP_FLOOR = 0
 HTTP_ATTEMPT = 2  # the node cannot know whether a key was sent before; so negative results are recorded
 COUNT_STEPS = 100  # stretches of a range that one request counts before it answers with a token
-_UPDATE_FIELDS = {"set": False, "delete": False, "increment": False, "append": False}
+_UPDATE_FIELDS = dict.fromkeys(("set", "delete", "increment", "append", "delete_cells"), False)
 
 
 class RowHandlers:
@@ -68,15 +79,16 @@ class RowHandlers:
         self._metrics = metrics
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        query = check_query(request, SELECT_PARAMETERS)
+        query = check_query(request, (*SELECT_PARAMETERS, *VERSION_PARAMETERS))
         table = self._service.table(request.match_info["table"])
         key = key_of_path(request.rel_url.raw_path, table.key)
         tablet = table.tablet_of(key).id
         as_json = not wants_msgpack(request)
         selection = selection_of_query(query, self._service.limits)
-        op = OP_SELECT if selection else OP_GET
+        group = [OP_SELECT if selection else OP_GET, tablet, [key], *selection]
+        group = version_group(query, tablet, key, self._service.limits) or group
         try:
-            row = await self._ask("get", [op, tablet, [key], *selection], table, as_json)
+            row = await self._ask("history" if group[0] == OP_HISTORY else "get", group, table, as_json)
         except NotServedHere as elsewhere:
             return await self._forward(request, elsewhere, None, {})
         if row is None:
@@ -89,6 +101,10 @@ class RowHandlers:
                 "current": None,
             }
             return answer(request, {"error": missing}, 404)
+        if group[0] == OP_HISTORY:
+            return answer(request, history_answer(table.key, key, row, as_json))
+        if group[0] == OP_CELLS:
+            return answer(request, cells_answer(table.key, key, row, as_json))
         return answer(request, row_answer(table.key, key, row, as_json))
 
     async def put(self, request: web.Request) -> web.StreamResponse:
@@ -108,7 +124,7 @@ class RowHandlers:
         update = encode_update(
             changes, fields.get("delete", []), fields.get("increment", {}), self._service.limits, appends
         )
-        return await self._write(request, KIND_UPDATE, update, body)
+        return await self._write(request, KIND_UPDATE, update, body, fields.get("delete_cells"))
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
         if request.body_exists and await request.read():
@@ -116,11 +132,17 @@ class RowHandlers:
         return await self._write(request, KIND_DELETE, None, None)
 
     async def _write(
-        self, request: web.Request, kind: int, encoded: bytes | None, body: Body | None
+        self,
+        request: web.Request,
+        kind: int,
+        encoded: bytes | None,
+        body: Body | None,
+        delete_cells: Any = None,
     ) -> web.StreamResponse:
         service = self._service
-        query = check_query(request, CONDITION_PARAMETERS)
+        query = check_query(request, (*CONDITION_PARAMETERS, *EXTRA_PARAMETERS))
         cond, cond_value = condition_of_query(query, service.limits)
+        encoded = with_extras(query, encoded, delete_cells)
         table = service.table(request.match_info["table"])
         key, is_auto = new_key_of_path(request.rel_url.raw_path, table.key)
         if is_auto:
@@ -142,7 +164,8 @@ class RowHandlers:
 
     async def scan(self, request: web.Request) -> web.StreamResponse:
         limits = self._service.limits
-        query = check_query(request, SCAN_PARAMETERS)
+        query = check_query(request, (*SCAN_PARAMETERS, "as_of"))
+        past = [version_from_json(query["as_of"], "as_of")] if "as_of" in query else []
         table = self._service.table(request.match_info["table"])
         left = range_of_query(query, table.key, table.id)
         rows_max, selection = limit_of_query(query, limits), selection_of_query(query, limits)
@@ -154,8 +177,9 @@ class RowHandlers:
             tablet = _tablet_of_scan(table, rest)
             bounds = [*_clipped(tablet, rest), rest.reverse, rows_max - len(rows), bytes_left]
             try:
+                op = OP_SCAN_AS_OF if past else OP_SCAN
                 found, follows = await self._ask(
-                    "scan", [OP_SCAN, tablet.id, *bounds, *selection], table, as_json
+                    "scan", [op, tablet.id, *bounds, *past, *selection], table, as_json
                 )
             except NotServedHere as elsewhere:
                 if steps and (rows or is_forwarded(request)):
