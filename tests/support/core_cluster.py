@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ackord.wire.keys import KeySchema
 from ackord.wire.limits import Limits
 from ackord.wire.messages import KIND_PUT
 from ackord.wire.values import encode_columns
@@ -48,6 +49,7 @@ class Profile:
     timing: Timing = field(default_factory=lambda: Timing(balance_delay=1e9))
     log: LogLimits = field(default_factory=LogLimits)
     limits: Limits = field(default_factory=Limits)
+    schema: KeySchema | None = None  # of the table's keys, where operations need it
 
 
 class Notes(list[str]):
@@ -415,6 +417,7 @@ class Cluster:
             node.replica = Replica(
                 name, node.incarnation, copy, config, node.disk, self.new_copy_id, node.clock()
             )
+            node.replica.state.schema = self.profile.schema
             node.seen_generation = node.replica.state.generation
             node.seen_commit = node.replica.state.commit
             self.step(node, e.Tick())

@@ -205,17 +205,17 @@ class WritePath:
         verdicts: Verdicts,
     ) -> None:
         limits, schema = self._s.config.limits, self._s.schema
+        version, key = draft.version, op[2]
         try:
             body = check_op(op, limits, schema)
+            if op[1] == KIND_PUT_AUTO:
+                key = new_key(op, version, self._reads.newest_row, schema)
             if len(op) > 7 and known is not None:
                 self._check_room_to_return(known, verdicts.logged)
         except Error as error:
             verdicts.at_once(at, error_to_wire(error))
             return
-        version, key = draft.version, op[2]
         try:
-            if op[1] == KIND_PUT_AUTO:
-                key = new_key(op, version, self._reads.newest_row, schema)
             columns = apply_op(op, body, self._reads.newest_row, limits, schema)
         except Error as error:
             if known is None or op[6] <= 1:
