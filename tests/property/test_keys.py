@@ -181,7 +181,11 @@ def test_many_keys_decode_as_each_does(data: st.DataObject) -> None:
     if len(kinds) > 1 and kinds[-1] == "int" and data.draw(st.booleans()):
         kinds[-1] = "auto"
     schema = KeySchema(tuple((f"c{at}", kind) for at, kind in enumerate(kinds)))
-    pools = {"int": [0, -1, 2**63 - 1], "str": ["", "a", "\0", "é"], "bytes": [b"", b"\0\xff\0\1", b"b"]}
+    pools: dict[str, list[Any]] = {
+        "int": [0, -1, 2**63 - 1],
+        "str": ["", "a", "\0", "é"],
+        "bytes": [b"", b"\0\xff\0\1", b"b"],
+    }
     keys = data.draw(
         st.lists(st.tuples(*(st.sampled_from(pools[kind]) for kind in schema.types)), max_size=8)
     )
