@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ackord.errors import InvalidRequest
 from ackord.expressions import Expression, encode_where
+from ackord.routing import TableRoute
 from ackord.wire.extras import encode_extras
+from ackord.wire.keys import is_auto_key
 from ackord.wire.limits import DEFAULT_LIMITS, Limits
 from ackord.wire.messages import (
     COND_IF_ABSENT,
@@ -22,8 +24,12 @@ from ackord.wire.messages import (
     KIND_PUT,
     KIND_PUT_AUTO,
     KIND_UPDATE,
+    RETURN_NEW,
+    RETURN_OLD,
 )
 from ackord.wire.values import INT64_MAX, encode_columns, encode_update
+
+_RETURNING: Final = {"new": RETURN_NEW, "old": RETURN_OLD}
 
 # kind, body, condition, condition's value: the part of a write that its key and identity are added to
 Encoded = tuple[int, bytes | None, int, Any]
@@ -159,3 +165,24 @@ def encode_condition(
             )
         return COND_IF_VERSION, if_version
     return (COND_IF_ABSENT, None) if if_absent else (COND_IF_EXISTS, None)
+
+
+def encode_returning(returning: Any) -> int:
+    if returning not in _RETURNING:
+        raise InvalidRequest(
+            f'returning={ascii(returning)[:40]} is neither "new" nor "old"',
+            field="returning",
+            value=ascii(returning)[:40],
+            limit=list(_RETURNING),
+        )
+    return _RETURNING[returning]
+
+
+def encode_key(table: TableRoute, key: Any) -> bytes:
+    """The key as bytes; of one that ends with AUTO the columns before."""
+    try:
+        return table.key.encode(key)
+    except InvalidRequest:
+        if not is_auto_key(key):
+            raise
+    return table.key.encode_auto(key)

@@ -176,8 +176,7 @@ class Scan:
                 self._arrived = None
         assert self._table is not None
         flat, self._position = self._pages.popleft()
-        decode = self._table.key.decode
-        self._rows.extend([Row(decode(key), row) for key, row in zip(flat[::2], flat[1::2], strict=True)])
+        self._rows.extend(map(Row, self._table.key.decode_many(flat[::2]), flat[1::2]))
         if not self._is_asking and len(self._pages) < self._read_ahead:
             self._ask()
         return True

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from ackord.calls import Get, Many, ReturningWrite, Select, Write
 from ackord.errors import Error, InvalidRequest
 from ackord.expressions import Expression, encode_where
-from ackord.operations import Delete, Encoded, Operation, Put, Update, for_auto
+from ackord.operations import (
+    Delete,
+    Encoded,
+    Operation,
+    Put,
+    Update,
+    encode_key,
+    encode_returning,
+    for_auto,
+)
 from ackord.routing import TableRoute
 from ackord.row import Row, Written
 from ackord.scan import Bounds, Scan, check_names, count_rows
 from ackord.versions import HISTORY_COUNT, Version, check_alone, read_as_of, read_cells, read_history
 from ackord.wire.keys import is_auto_key
 from ackord.wire.limits import Limits
-from ackord.wire.messages import RETURN_NEW, RETURN_OLD
 
 if TYPE_CHECKING:
     from ackord.store import Store
@@ -24,7 +32,6 @@ _Item = TypeVar("_Item")
 
 Returning = Literal["new", "old"]
 OnConflict = Literal["latest", "merge"]
-_RETURNING: Final = {"new": RETURN_NEW, "old": RETURN_OLD}
 
 
 class Table:
@@ -412,7 +419,7 @@ class Table:
         many = Many(store.loop.create_future(), len(wanted))
         for index, item in enumerate(wanted):
             try:
-                encoded = _encode_key(table, item.key)
+                encoded = encode_key(table, item.key)
                 write = _write_op(
                     many.future, table, item.key, encoded, item.encode(limits), deadline, many, index
                 )
@@ -429,7 +436,7 @@ class Table:
         deadline = store.deadline(timeout)
         batcher = store.batcher
         table = batcher.routing.tables.get(self.name) or await store.find_table(self.name, deadline)
-        encoded = _encode_key(table, operation.key)
+        encoded = encode_key(table, operation.key)
         body = operation.encode(batcher.routing.limits)
         future = store.loop.create_future()
         batcher.add(_write_op(future, table, operation.key, encoded, body, deadline, returning=returning))
@@ -454,33 +461,8 @@ def _write_op(
         body = for_auto(body)
     write.set_body(*body)
     if isinstance(write, ReturningWrite):
-        write.returning = _returning(returning)
+        write.returning = encode_returning(returning)
     return write
-
-
-def _returning(returning: Any) -> int:
-    if returning not in _RETURNING:
-        raise InvalidRequest(
-            f'returning={ascii(returning)[:40]} is neither "new" nor "old"',
-            field="returning",
-            value=ascii(returning)[:40],
-            limit=list(_RETURNING),
-        )
-    return _RETURNING[returning]
-
-
-def _selection(where: Expression | None, columns: Sequence[str] | None, limits: Limits) -> list[Any]:
-    return [encode_where(where, limits), check_names(columns, limits)]
-
-
-def _encode_key(table: TableRoute, key: Any) -> bytes:
-    """The key as bytes; of one that ends with AUTO the columns before."""
-    try:
-        return table.key.encode(key)
-    except InvalidRequest:
-        if not is_auto_key(key):
-            raise
-    return table.key.encode_auto(key)
 
 
 def _add(store: Store, op: Get, many: Many, index: int) -> None:
@@ -506,3 +488,7 @@ def _bounded(items: Iterable[_Item], field: str, count_max: int) -> list[_Item]:
             limit=count_max,
         )
     return wanted
+
+
+def _selection(where: Expression | None, columns: Sequence[str] | None, limits: Limits) -> list[Any]:
+    return [encode_where(where, limits), check_names(columns, limits)]

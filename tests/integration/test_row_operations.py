@@ -142,7 +142,7 @@ async def test_update_in_full(table: ackord.Table) -> None:
         ({"returning": "both"}, "neither"),
     ):
         with pytest.raises(ackord.InvalidRequest, match=said):
-            await table.update(k, **refused)  # type: ignore[call-overload]
+            await table.update(k, **refused)
     await table.put(k, {"i": 2**63 - 1, "f": 1.7e308})
     for amount, said in (
         ({"i": 1}, "beyond 64 bits"),
@@ -188,7 +188,8 @@ async def test_the_table_numbers_its_rows(store: ackord.Store) -> None:
     ):
         with pytest.raises(ackord.InvalidRequest):
             await refused
-    for key_columns in ({"order": AUTO}, {"order": AUTO, "customer": str}):
+    wrong: list[dict[str, Any]] = [{"order": AUTO}, {"order": AUTO, "customer": str}]
+    for key_columns in wrong:
         with pytest.raises(ackord.InvalidRequest, match="AUTO may only be the last"):
             await store.create_table(f"{name}x", key_columns)
 

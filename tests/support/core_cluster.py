@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ackord.wire.keys import KeySchema
 from ackord.wire.limits import Limits
 from ackord.wire.messages import KIND_PUT
 from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
@@ -50,6 +51,7 @@ class Profile:
     log: LogLimits = field(default_factory=LogLimits)
     limits: Limits = field(default_factory=Limits)
     options: TableOptions = DEFAULT_OPTIONS
+    schema: KeySchema | None = None  # of the table's keys, where operations need it
 
 
 class Notes(list[str]):
@@ -426,6 +428,7 @@ class Cluster:
             node.replica = Replica(
                 name, node.incarnation, copy, config, node.disk, self.new_copy_id, node.clock(), p.options
             )
+            node.replica.state.schema = self.profile.schema
             node.seen_generation = node.replica.state.generation
             node.seen_commit = node.replica.state.commit
             self.step(node, e.Tick(node.wall_ms()))

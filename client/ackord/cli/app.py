@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from ackord._version import __version__
+from ackord.cli.changes import count, update
 from ackord.cli.connection import Settings, find_nodes
 from ackord.cli.load import load
 from ackord.cli.recover import recover
@@ -73,7 +74,7 @@ def cli(context: click.Context, nodes: str | None, timeout_s: float) -> None:
     context.obj = Settings(found, source, timeout_s)
 
 
-for command in (status, recover, table, get, history, put, delete, scan, load):
+for command in (status, recover, table, get, history, put, update, delete, scan, count, load):
     cli.add_command(command)
 
 

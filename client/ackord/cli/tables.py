@@ -28,9 +28,10 @@ def parse_key_columns(words: Sequence[str]) -> dict[str, str]:
     columns: dict[str, str] = {}
     for word in words:
         name, _, kind = word.rpartition(":")
-        if not name or kind not in ("int", "str", "bytes"):
+        if not name or kind not in ("int", "str", "bytes", "auto"):
             raise InvalidRequest(
-                f"--key takes NAME:int, NAME:str or NAME:bytes, not {ascii(word)[:60]}", field="key"
+                f"--key takes NAME:int, NAME:str, NAME:bytes or NAME:auto, not {ascii(word)[:60]}",
+                field="key",
             )
         if name in columns:
             raise InvalidRequest(f"--key names the column {ascii(name)[:60]} twice", field="key")
@@ -48,7 +49,8 @@ def parse_split_at(words: Sequence[str]) -> list[Any]:
 
 
 KEY_HELP = (
-    "A key column and its type (int, str or bytes); repeat it for up to 4. The first is the partition key."
+    "A key column and its type (int, str or bytes); repeat it for up to 4. The first is the partition key. The last "
+    "of several may be auto: numbered by the table."
 )
 MERGE_HELP = f"How merges decide about a column: {', '.join(MERGE_RULES)}. Repeatable."
 SPLIT_HELP = "A partition-key value, as JSON, at which a new tablet begins; repeat it, or give a JSON list."

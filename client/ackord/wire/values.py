@@ -142,8 +142,9 @@ def _check_map(columns: dict[str, Any], limits: Limits) -> None:
             value=len(columns),
             limit=limits.columns_count,
         )
+    short = min(_SHORT_CHARS, limits.column_name_bytes // 4)
     for name, value in columns.items():
-        if type(name) is not str or not 0 < len(name) <= _SHORT_CHARS:
+        if type(name) is not str or not 0 < len(name) <= short:
             check_name(name, limits)
         kind = type(value)
         if kind in _PLAIN:

@@ -17,6 +17,7 @@ from ackord_node.core import effects as e
 from ackord_node.core import messages as m
 from ackord_node.core.coordinator import Coordinator
 from ackord_node.core.follower import Follower
+from ackord_node.core.invariants import check_invariants
 from ackord_node.core.reads import Reads
 from ackord_node.core.state import CoreConfig, RowReader, StoredCopy, TabletState
 from ackord_node.core.takeover import Takeover, Won
@@ -475,34 +476,8 @@ class Replica:
             self.follower.tick(now)
             self.takeover.poll(now)
 
-    # ------------------------------------------------------------------------------ invariants
-
     def check_invariants(self) -> None:
-        """Raises AssertionError if the state contradicts itself; tests call it after every step."""
-        s, log = self.state, self.state.log
-        assert s.applied <= s.commit <= log.end, f"applied {s.applied}, commit {s.commit}, end {log.end}"
-        assert s.durable <= log.end, f"durable {s.durable} beyond the log's end {log.end}"
-        assert s.promised_durable <= s.promised
-        assert log.first <= s.applied + 1, "entries that are not applied are in memory"
-        assert log.trimmed < log.first
-        for offset, entry in enumerate(log.entries):
-            assert entry.index == log.first + offset
-            assert entry.epoch == log.epoch_at(entry.index)
-        pending = {key for x in log.entries if x.index > s.commit for key, _ in x.changes()}
-        assert set(s.overlay.pending) == pending, "the overlay holds exactly what is pending"
-        unapplied = {key for x in log.entries if s.applied < x.index <= s.commit for key, _ in x.changes()}
-        assert set(s.overlay.unapplied) == unapplied, "the overlay holds exactly what is not applied"
-        c = self.coordinator
-        if c is None:
-            assert self.follower.matched <= log.end
-            return
-        assert s.promised == c.epoch, "a coordinator that promised a later epoch has stepped down"
-        assert s.me in c.membership.in_sync, "the coordinator is in sync itself"
-        for p in c.progress.values():
-            assert p.confirmed <= log.end
-            assert p.granted_raw <= p.granted_until or p.leaving
-        if c.is_active and len(c.membership.in_sync) < c.membership.descriptor.min_in_sync:
-            assert c.membership.write_refusal() is not None
+        check_invariants(self)
 
 
 _FROM_COORDINATOR = frozenset((m.APPEND, m.BEACON, m.COMMIT, m.SNAPSHOT))

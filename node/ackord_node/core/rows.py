@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ackord.errors import Conflict, InvalidRequest
+from ackord.errors import Conflict, InvalidRequest, Unavailable
 from ackord.wire.expressions import compiled
 from ackord.wire.keys import INT64_MAX, INT64_MIN, KeySchema
 from ackord.wire.limits import Limits
@@ -75,14 +75,16 @@ def apply_op(
 
 def new_key(op: list[Any], version: int, read_row: ReadRow, schema: KeySchema | None) -> bytes:
     """The key of a KIND_PUT_AUTO that becomes ``version``: strictly increasing, because versions are. A row of
-    that key can only have been put there by hand; it is never overwritten."""
+    that key can only have been put there by hand, ahead of the clock; it is never overwritten: Unavailable, and a
+    later version is free."""
     if schema is None:
         raise InvalidRequest("this tablet has no AUTO column", field="key")
     key = schema.complete_auto(op[2], version)
-    current = read_row(key)
-    if current is not None:
-        raise Conflict(
-            f"the next number, {version}, has a row already, written with that key by hand", condition="auto"
+    if read_row(key) is not None:
+        raise Unavailable(
+            f"the next number, {version}, has a row already, put there by hand",
+            reason="number_taken",
+            retry_after_ms=5,
         )
     return key
 

@@ -210,18 +210,18 @@ class WritePath:
         verdicts: Verdicts,
     ) -> None:
         limits, schema = self._s.config.limits, self._s.schema
+        version, key = draft.version, op[2]
         try:
             op, extras = self._judging.split(op, draft.version)
             body = check_op(op, limits, schema)
+            if op[1] == KIND_PUT_AUTO:
+                key = new_key(op, version, self._reads.newest_row, schema)
             if len(op) > 7 and known is not None:
                 self._check_room_to_return(known, verdicts.logged)
         except Error as error:
             verdicts.at_once(at, error_to_wire(error))
             return
-        version, key = draft.version, op[2]
         try:
-            if op[1] == KIND_PUT_AUTO:
-                key = new_key(op, version, self._reads.newest_row, schema)
             value = self._judging.row(op, body, key, version, extras)
         except Error as error:
             if known is None or op[6] <= 1:

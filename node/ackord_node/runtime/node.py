@@ -15,14 +15,6 @@ from typing import Any
 from ackord.errors import InvalidRequest, Unavailable
 from ackord.wire.frames import packb, unpackb
 from ackord.wire.messages import (
-    OP_AS_OF,
-    OP_CELLS,
-    OP_COUNT,
-    OP_GET,
-    OP_HISTORY,
-    OP_SCAN,
-    OP_SCAN_AS_OF,
-    OP_SELECT,
     OP_WRITE,
     WHOLE_GROUP,
     TableDefinition,
@@ -49,8 +41,8 @@ from ackord_node.runtime.committer import Committer
 from ackord_node.runtime.health import Health
 from ackord_node.runtime.identity import CoordinationEmptied, Facts, IdentityError, join_cluster, load_copy
 from ackord_node.runtime.observer import Observer
+from ackord_node.runtime.reading import take_read
 from ackord_node.runtime.recovery import Recovery
-from ackord_node.runtime.scan import Range
 from ackord_node.runtime.service import Respond
 from ackord_node.runtime.settings import NodeSettings
 from ackord_node.runtime.status import Reporter
@@ -427,20 +419,10 @@ class Node:
         host = self.hosts.get(tablet)
         if host is None:
             respond([rid, WHOLE_GROUP, self._no_tablet(tablet)])
-        elif op == OP_GET:
-            host.get(rid, group[3], respond)
         elif op == OP_WRITE:
             host.write(group, respond)
             self._dirty_hosts.add(host)
-        elif op == OP_SCAN:
-            host.scan(rid, Range(*group[3:8]), group[8:], respond)
-        elif op == OP_SELECT:
-            host.select(rid, group[3], group[4:], respond)
-        elif op == OP_COUNT:
-            host.count(rid, group[3], group[4], group[5], respond)
-        elif op in (OP_AS_OF, OP_HISTORY, OP_CELLS, OP_SCAN_AS_OF):
-            host.versions.take(group, respond)
-        else:
+        elif not take_read(host, group, respond):
             error = InvalidRequest(f"unknown operation {op}", field="op", value=op)
             respond([rid, WHOLE_GROUP, error_to_wire(error)])
 

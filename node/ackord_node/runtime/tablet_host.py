@@ -33,7 +33,7 @@ from ackord_node.ports import (
 )
 from ackord_node.runtime.collector import Collector
 from ackord_node.runtime.committer import Committer, Source
-from ackord_node.runtime.requests import Deferred, Request
+from ackord_node.runtime.requests import Deferred, Request, Subset
 from ackord_node.runtime.scan import Range, Selection, count, page
 from ackord_node.runtime.service import Respond
 from ackord_node.runtime.snapshots import Snapshots
@@ -244,7 +244,7 @@ class TabletHost(Source):
         """(place, row) of what can be answered now; None if this replica may not answer."""
         request: Any = Request(rid, respond)
         if stop - start < len(keys):
-            request = _Subset(request, list(range(start, stop)))
+            request = Subset(request, list(range(start, stop)))
             keys = keys[start:stop]
         try:
             found = self.replica.get_many(request, keys, self._clock.now())
@@ -361,7 +361,7 @@ class TabletHost(Source):
             respond([rid, sorted(bad), [bad[at] for at in sorted(bad)]])
             if not good:
                 return
-            request: Any = _Subset(Request(rid, respond), good)
+            request: Any = Subset(Request(rid, respond), good)
             ops = [ops[at] for at in good]
         else:
             request = Request(rid, respond)
@@ -484,19 +484,5 @@ class TabletHost(Source):
 
 
 def _refuse(group: e.WriteGroup, error: list[Any]) -> None:
-    request: Any = group.request  # opaque to the core; here it is a Request or a _Subset
+    request: Any = group.request  # opaque to the core; here it is a Request or a Subset
     request.answer(None, [error] * len(group.ops))
-
-
-class _Subset:
-    """Answers of the operations that were passed on, put back to their places in the whole group."""
-
-    __slots__ = ("_places", "_request")
-
-    def __init__(self, request: Request, places: list[int]) -> None:
-        self._request = request
-        self._places = places
-
-    def answer(self, indices: list[int] | None, results: list[Any]) -> None:
-        places = self._places if indices is None else [self._places[at] for at in indices]
-        self._request.answer(places, results)
