@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import aiohttp
 import pytest
 
 import ackord
@@ -267,3 +271,78 @@ async def test_versions_survive_restarts_and_reach_a_member_that_lost_its_disk(
         assert [item.version for item in found] == [deleted, *versions[::-1]]
         row = await other.get(key, as_of=versions[1])
         assert row is not None and row["n"] == 1
+
+
+# ------------------------------------------------------------------------------ HTTP, commands
+
+
+async def test_plain_http_reads_versions_and_writes_with_a_ttl(
+    cluster: RealCluster, store: ackord.Store
+) -> None:
+    nodes = cluster.urls.split(",")
+    async with aiohttp.ClientSession() as http:
+        options = {"keep_versions": 3, "merge": {"n": "sum"}}
+        body = {"name": "web", "key": [["k", "str"]], "options": options}
+        async with http.post(f"{nodes[0]}/v1/tables", json=body) as answer:
+            assert answer.status == 201 and (await answer.json())["options"] == options
+        body["options"] = {"keep_versions": "many"}
+        async with http.post(f"{nodes[0]}/v1/tables", json=body | {"name": "web2"}) as answer:
+            assert (
+                answer.status == 400 and (await answer.json())["error"]["detail"]["field"] == "keep_versions"
+            )
+        row = f"{nodes[1]}/v1/tables/web/rows/a"
+        versions = []
+        for n in range(3):
+            async with http.put(row, json={"n": n}) as answer:
+                versions.append((await answer.json())["version"])
+        query = {"if_version": versions[0], "on_conflict": "merge"}
+        async with http.put(row, params=query, json={"n": 10}) as answer:
+            assert answer.status == 200
+        for node in nodes:
+            row = f"{node}/v1/tables/web/rows/a"
+            async with http.get(row, params={"as_of": versions[1]}) as answer:
+                assert (await answer.json())["columns"] == {"n": 1}
+            async with http.get(row, params={"as_of": versions[0]}) as answer:
+                assert answer.status == 410 and (await answer.json())["error"]["code"] == "version_collected"
+            async with http.get(row, params={"history": 2}) as answer:
+                found = await answer.json()
+                assert [item["columns"] for item in found["versions"]] == [{"n": 12}, {"n": 2}]
+            async with http.get(row, params={"history": 2, "before": found["next"]}) as answer:
+                found = await answer.json()
+                assert ([item["columns"] for item in found["versions"]], found["next"]) == ([{"n": 1}], None)
+            async with http.get(row, params={"versions": 1}) as answer:
+                assert [value for _, value in (await answer.json())["cells"]["n"]] == [12]
+            async with http.get(f"{node}/v1/tables/web/rows", params={"as_of": versions[2]}) as answer:
+                assert [item["columns"] for item in (await answer.json())["rows"]] == [{"n": 2}]
+            async with http.get(row, params={"as_of": versions[0], "history": 1}) as answer:
+                assert answer.status == 400
+        async with http.put(row, params={"ttl": "1.5"}, json={"n": 1}) as answer:
+            assert answer.status == 200
+        await gone(store.table("web"), "a", 15)
+        async with http.put(row, params={"ttl": "soon"}, json={"n": 1}) as answer:
+            assert answer.status == 400
+
+
+async def test_the_command_line_reads_versions(cluster: RealCluster) -> None:
+    def ackord_cli(*words: str) -> str:
+        run = subprocess.run(
+            [sys.executable, "-m", "ackord", "--nodes", cluster.urls, *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    def work() -> None:
+        made = ("table", "create", "shell", "--key", "k:str", "--keep-versions", "3", "--merge", "n=sum")
+        ackord_cli(*made)
+        assert "keep_versions: 3" in ackord_cli("table", "describe", "shell")
+        first = ackord_cli("put", "shell", "a", "--set", "n=1").strip()
+        ackord_cli("put", "shell", "a", "--set", "n=2", "--ttl", "600")
+        ackord_cli("put", "shell", "a", "--set", "n=10", "--if-version", first, "--on-conflict", "merge")
+        assert json.loads(ackord_cli("get", "shell", "a", "--as-of", first, "--json"))["columns"] == {"n": 1}
+        lines = ackord_cli("history", "shell", "a", "--json").splitlines()
+        assert [json.loads(line)["columns"] for line in lines] == [{"n": 11}, {"n": 2}, {"n": 1}]
+
+    await asyncio.to_thread(work)
