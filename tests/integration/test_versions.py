@@ -326,7 +326,7 @@ async def test_plain_http_reads_versions_and_writes_with_a_ttl(
 async def test_the_command_line_reads_versions(cluster: RealCluster) -> None:
     def ackord_cli(*words: str) -> str:
         run = subprocess.run(
-            [sys.executable, "-m", "ackord", "--nodes", cluster.urls, *words],
+            [sys.executable, "-c", "from ackord.cli import main; main()", "--nodes", cluster.urls, *words],
             capture_output=True,
             text=True,
             timeout=60,
