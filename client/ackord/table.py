@@ -346,10 +346,8 @@ class Table:
         many = Many(store.loop.create_future(), len(wanted))
         for index, item in enumerate(wanted):
             try:
-                encoded = _encode_key(table, item.key)
-                write = _write_op(
-                    many.future, table, item.key, encoded, item.encode(limits), deadline, many, index
-                )
+                encoded, body = _encode(table, item, limits)
+                write = _write_op(many.future, table, item.key, encoded, body, deadline, many, index)
             except InvalidRequest as error:
                 many.put(index, error)
                 continue
@@ -363,8 +361,7 @@ class Table:
         deadline = store.deadline(timeout)
         batcher = store.batcher
         table = batcher.routing.tables.get(self.name) or await store.find_table(self.name, deadline)
-        encoded = _encode_key(table, operation.key)
-        body = operation.encode(batcher.routing.limits)
+        encoded, body = _encode(table, operation, batcher.routing.limits)
         future = store.loop.create_future()
         batcher.add(_write_op(future, table, operation.key, encoded, body, deadline, returning=returning))
         result: int | Written = await future
@@ -384,8 +381,6 @@ def _write_op(
 ) -> Write:
     kind = Write if returning is None else ReturningWrite
     write = kind(future, table, table.tablet_of(encoded), _tuple(key), encoded, deadline, many, index)
-    if is_auto_key(key):
-        body = for_auto(body)
     write.set_body(*body)
     if isinstance(write, ReturningWrite):
         write.returning = _returning(returning)
@@ -407,14 +402,14 @@ def _selection(where: Expression | None, columns: Sequence[str] | None, limits: 
     return [encode_where(where, limits), check_names(columns, limits)]
 
 
-def _encode_key(table: TableRoute, key: Any) -> bytes:
-    """The key as bytes; of one that ends with AUTO the columns before."""
+def _encode(table: TableRoute, operation: Operation, limits: Limits) -> tuple[bytes, Encoded]:
+    """The key and the rest of a write; of a key that ends with AUTO the columns before."""
     try:
-        return table.key.encode(key)
+        return table.key.encode(operation.key), operation.encode(limits)
     except InvalidRequest:
-        if not is_auto_key(key):
+        if not is_auto_key(operation.key):
             raise
-    return table.key.encode_auto(key)
+    return table.key.encode_auto(operation.key), for_auto(operation.encode(limits))
 
 
 def _add(store: Store, op: Get, many: Many, index: int) -> None:
