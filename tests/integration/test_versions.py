@@ -55,6 +55,8 @@ async def test_options_are_part_of_the_definition(store: ackord.Store) -> None:
     made = await store.create_table("opt", {"k": int}, keep_versions=5, keep_for=60, ttl=3600, merge=merge)
     assert made.options.to_wire() == {"keep_versions": 5, "keep_for": 60, "ttl": 3600, "merge": merge}
     assert await store.describe_table("opt") == made
+    (listed,) = [table for table in await store.list_tables() if table.name == "opt"]
+    assert listed.options == made.options
     again = await store.create_table("opt", {"k": int}, keep_versions=5, keep_for=60, ttl=3600, merge=merge)
     assert again == made
     with pytest.raises(ackord.TableExists, match="other options"):

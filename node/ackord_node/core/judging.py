@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ackord.errors import InvalidRequest, VersionCollected
-from ackord.wire.extras import NO_EXTRAS, Extras, split_extras
+from ackord.wire.extras import Extras, split_extras
 from ackord.wire.messages import (
     COND_MERGE,
     COND_NONE,
@@ -17,7 +17,6 @@ from ackord.wire.messages import (
     KIND_PUT,
     KIND_PUT_AUTO,
     KIND_UPDATE,
-    OWN_MARK,
     VERSION_COUNTER_BITS,
     join_row,
     row_columns,
@@ -38,9 +37,7 @@ class Judge:
         self._reads = reads
 
     def split(self, op: list[Any], version: int) -> tuple[list[Any], Extras]:
-        """The operation without what its body says beside its columns; InvalidRequest if that cannot be."""
-        if op[3] is None or op[3][:1] != OWN_MARK:
-            return op, NO_EXTRAS
+        """The operation without what its body says before its columns; InvalidRequest if that cannot be."""
         extras, body = split_extras(op[3])
         check_extras(extras, self._s.options, version >> VERSION_COUNTER_BITS)
         return [*op[:3], body, *op[4:]], extras
@@ -48,9 +45,6 @@ class Judge:
     def row(self, op: list[Any], body: Any, key: bytes, version: int, extras: Extras) -> bytes | None:
         """The row that the operation leaves, None if deleted; Conflict, InvalidRequest, VersionCollected."""
         s, limits = self._s, self._s.config.limits
-        if op[4] < COND_WHERE and extras is NO_EXTRAS and not s.options.has_cells and not s.clock.at_end:
-            columns = apply_op(op, body, self._reads.newest_row, limits, s.schema)
-            return join_row(version, columns) if columns is not None else None
         if _merge_base(op) is not None:
             columns = self._merged(op, body)
         elif s.options.has_cells:

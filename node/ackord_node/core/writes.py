@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ackord.errors import BY_CODE, Conflict, Error, InvalidRequest, OutcomeUnknown, Unavailable
-from ackord.wire.messages import KIND_PUT_AUTO, RETURN_NEW, error_to_wire, row_expires_ms
+from ackord.wire.extras import NO_EXTRAS
+from ackord.wire.messages import (
+    COND_WHERE,
+    KIND_PUT_AUTO,
+    OWN_MARK,
+    RETURN_NEW,
+    error_to_wire,
+    join_row,
+    row_expires_ms,
+)
 from ackord_node.core.cells import plain_row
 from ackord_node.core.effects import Reply, Responder, WriteGroup, Writes
 from ackord_node.core.expiry import CLOCK_UNREAD_MS, Expiry
@@ -20,7 +29,7 @@ from ackord_node.core.judging import Judge
 from ackord_node.core.log import Entry
 from ackord_node.core.reads import Reads
 from ackord_node.core.requests import result_bytes, returned_rows
-from ackord_node.core.rows import check_op, new_key
+from ackord_node.core.rows import apply_op, check_op, new_key
 from ackord_node.core.state import TabletState
 
 
@@ -80,6 +89,7 @@ class WritePath:
         self._reads = reads
         self._expiry = expiry
         self._judging = Judge(state, reads)
+        self._is_special = state.options.has_cells
         self._in_progress: dict[bytes, Progress] = {}
         self._answers: deque[Answer] = deque()
         self.pending_count = 0
@@ -209,10 +219,12 @@ class WritePath:
         may_answer: bool,
         verdicts: Verdicts,
     ) -> None:
-        limits, schema = self._s.config.limits, self._s.schema
+        limits, schema, clock = self._s.config.limits, self._s.schema, self._s.clock
         version, key, returns_row = draft.version, op[2], len(op) > 7
         try:
-            op, extras = self._judging.split(op, draft.version)
+            extras = NO_EXTRAS
+            if op[3] is not None and op[3][:1] == OWN_MARK:
+                op, extras = self._judging.split(op, version)
             body = check_op(op, limits, schema)
             if op[1] == KIND_PUT_AUTO:
                 key = new_key(op, version, self._reads.newest_row, schema)
@@ -222,7 +234,11 @@ class WritePath:
             verdicts.at_once(at, error_to_wire(error))
             return
         try:
-            value = self._judging.row(op, body, key, version, extras)
+            if op[4] < COND_WHERE and extras is NO_EXTRAS and not self._is_special and not clock.at_end:
+                columns = apply_op(op, body, self._reads.newest_row, limits, schema)
+                value = join_row(version, columns) if columns is not None else None
+            else:
+                value = self._judging.row(op, body, key, version, extras)
         except Error as error:
             if known is None or op[6] <= 1:
                 if may_answer:
@@ -235,7 +251,7 @@ class WritePath:
             known[op[0]] = (index, -error.code)
             verdicts.later(at, self._negative(op, error))
         else:
-            if value is not None and (self._s.tells_wall or extras.ttl_ms):
+            if value is not None and (clock.ttl_ms or clock.at_end or extras.ttl_ms):
                 self._expire_later(value, draft)
             result: Any = version
             if returns_row:
