@@ -9,7 +9,7 @@ Every error is an ``ackord.Error`` and says by its class what happened and what 
 """
 
 from ackord._version import __version__
-from ackord.batcher import QueueOptions
+from ackord.calls import QueueOptions
 from ackord.errors import (
     Conflict,
     Error,
@@ -19,18 +19,24 @@ from ackord.errors import (
     TableNotFound,
     Unauthorized,
     Unavailable,
+    VersionCollected,
 )
+from ackord.expressions import Expression, col, key
 from ackord.operations import Delete, Put, Update
-from ackord.row import Row
+from ackord.row import Row, Written
 from ackord.scan import Scan
 from ackord.store import Store, connect
 from ackord.table import Table
+from ackord.versions import Version
+from ackord.wire.keys import AUTO
 from ackord.wire.messages import TableDefinition
 
 __all__ = [
+    "AUTO",
     "Conflict",
     "Delete",
     "Error",
+    "Expression",
     "InvalidRequest",
     "OutcomeUnknown",
     "Put",
@@ -45,6 +51,11 @@ __all__ = [
     "Unauthorized",
     "Unavailable",
     "Update",
+    "Version",
+    "VersionCollected",
+    "Written",
     "__version__",
+    "col",
     "connect",
+    "key",
 ]

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Final
 
-from ackord.calls import Group, Identities, Operation, Parked, Write, write_groups
+from ackord.calls import Group, Identities, Operation, Parked, QueueOptions, Write, groups_of
 from ackord.errors import Error, OutcomeUnknown, TableNotFound, Unavailable
 from ackord.link import PATIENCE_S, SILENCE_S, NodeLink
 from ackord.routing import (
@@ -34,24 +33,21 @@ from ackord.routing import (
 from ackord.row import Row
 from ackord.transport import Cancellable, Environment, Transport
 from ackord.wire.messages import (
+    OP_AS_OF,
+    OP_COUNT,
     OP_GET,
     OP_SCAN,
+    OP_SCAN_AS_OF,
+    OP_SELECT,
     OP_WRITE,
     WHOLE_GROUP,
     error_from_wire,
+    is_error,
 )
 
+OPS: Final = (OP_GET, OP_WRITE, OP_SCAN, OP_SELECT, OP_COUNT, OP_AS_OF, OP_SCAN_AS_OF)
 SWEEP_INTERVAL_S: Final = 0.25  # at most, while anything is under way
 GROUP_OPS_MAX: Final = 1_024
-
-
-@dataclass(frozen=True, slots=True)
-class QueueOptions:
-    """Bounds of one store; past them calls fail with Unavailable at once."""
-
-    queue_ops_max: int = 65_536  # operations under way, in flight included
-    queue_bytes_max: int = 64 * 1024 * 1024  # bytes of their keys and columns
-    inflight_ops_max: int = 16_384  # operations sent to one node and not answered
 
 
 class Batcher:
@@ -77,7 +73,7 @@ class Batcher:
         self._options = options
         self._up: dict[str, NodeLink] = {}
         self._suspect: set[str] = set()
-        self._pending: dict[int, dict[TabletRoute, list[Any]]] = {OP_GET: {}, OP_WRITE: {}, OP_SCAN: {}}
+        self._pending: dict[int, dict[TabletRoute, list[Any]]] = {op: {} for op in OPS}
         self._parked: dict[Parked, None] = {}  # in order of arrival
         self._flush_timer: Cancellable | None = None
         self._sweep_timer: Cancellable | None = None
@@ -159,11 +155,7 @@ class Batcher:
 
     def _groups(self, op: int, tablet: TabletRoute, ops: list[Any]) -> Iterable[Group]:
         count_max = min(GROUP_OPS_MAX, self.routing.limits.group_ops_count, self._options.inflight_ops_max)
-        if op == OP_SCAN:
-            count_max = 1
-        if op == OP_WRITE:
-            return write_groups(tablet, ops, self._identities, count_max)
-        return (Group(op, tablet, ops[at : at + count_max]) for at in range(0, len(ops), count_max))
+        return groups_of(op, tablet, ops, self._identities, count_max)
 
     def prepare(self, group: Group) -> bool:
         left = [op for op in group.ops if op is not None and not op.future.done()]
@@ -206,10 +198,11 @@ class Batcher:
     def _take_results(
         self, kind: int, ops: list[Any], results: list[Any], failed: list[tuple[Operation, Error]]
     ) -> None:
+        is_get = kind in (OP_GET, OP_SELECT)
         for op, result in zip(ops, results, strict=True):
             if op is None:
                 continue
-            if kind == OP_GET:
+            if is_get:
                 if type(result) is bytes:
                     result = Row(op.key, result)
                 elif result is not None:
@@ -217,10 +210,12 @@ class Batcher:
                     continue
             elif kind == OP_WRITE:
                 if type(result) is not int:
-                    failed.append((op, error_from_wire(result, op.row_of)))
-                    continue
+                    if is_error(result) or type(result) is not list:
+                        failed.append((op, error_from_wire(result, op.row_of)))
+                        continue
+                    result = op.written(*result)
                 op.release()
-            elif not (type(result) is list and len(result) == 2 and type(result[0]) is list):
+            elif is_error(result) or (kind != OP_AS_OF and type(result) is not list):
                 failed.append((op, error_from_wire(result)))
                 continue
             self.open_count -= 1
@@ -486,7 +481,7 @@ class Batcher:
                 parked.timer.cancel()
             unsent.extend(parked.ops)
         self._parked.clear()
-        self._pending = {OP_GET: {}, OP_WRITE: {}, OP_SCAN: {}}
+        self._pending = {op: {} for op in OPS}
         for link in self.links.values():
             sent.extend(op for group in link.inflight.values() for op in group.take_all())
             unsent.extend(op for group in link.backlog for op in group.take_all())

@@ -7,15 +7,27 @@ a retry. Whoever takes it out of there either answers it or puts it into the nex
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final
 
 from ackord.errors import Error
 from ackord.routing import TableRoute, TabletRoute
-from ackord.row import Row
+from ackord.row import Row, Written
 from ackord.transport import Cancellable, Environment
-from ackord.wire.messages import CLIENT_ID_BYTES, OP_GET, OP_SCAN, OP_WRITE, VERSION_COUNTER_BITS
+from ackord.wire.keys import is_auto_key
+from ackord.wire.messages import (
+    CLIENT_ID_BYTES,
+    OP_AS_OF,
+    OP_COUNT,
+    OP_GET,
+    OP_SCAN,
+    OP_SCAN_AS_OF,
+    OP_SELECT,
+    OP_WRITE,
+    VERSION_COUNTER_BITS,
+)
 
 WINDOW_COUNT_MAX: Final = (
     30_000  # seqs between an identity's floor and its next one; nodes bound what they keep
@@ -24,6 +36,15 @@ WINDOW_COUNT_MAX: Final = (
 GROUP_BYTES_TARGET: Final = 1024 * 1024
 
 _DEADLINE = attrgetter("deadline")
+
+
+@dataclass(frozen=True, slots=True)
+class QueueOptions:
+    """Bounds of one store; past them calls fail with Unavailable at once."""
+
+    queue_ops_max: int = 65_536  # operations under way, in flight included
+    queue_bytes_max: int = 64 * 1024 * 1024  # bytes of their keys and columns
+    inflight_ops_max: int = 16_384  # operations sent to one node and not answered
 
 
 class Many:
@@ -167,6 +188,28 @@ class Get:
         return Row(self.key, raw)
 
 
+class Select(Get):
+    """A read of one row if an expression holds of it, or of some of its columns. ``selection`` is ``[where,
+    columns]`` as on the wire."""
+
+    __slots__ = ("selection",)
+
+    op = OP_SELECT
+
+    selection: list[Any]
+
+
+class Query(Get):
+    """A read that goes alone: ``[rid, code, tablet, *parts]`` on the wire."""
+
+    __slots__ = ("code", "parts")
+
+    op = OP_AS_OF  # the kind of all of them in the queues
+
+    code: int
+    parts: list[Any]
+
+
 class Write(Get):
     """A put, update or delete of one row. ``is_unknown``: an attempt without an answer may have happened."""
 
@@ -187,9 +230,10 @@ class Write(Get):
     kind: int
     body: bytes | None
     condition: int
-    condition_value: int | None
+    condition_value: Any
+    returning: int = 0  # RETURN_NEW or RETURN_OLD: the answer carries a row
 
-    def set_body(self, kind: int, body: bytes | None, condition: int, condition_value: int | None) -> None:
+    def set_body(self, kind: int, body: bytes | None, condition: int, condition_value: Any) -> None:
         self.kind = kind
         self.body = body
         self.condition = condition
@@ -200,6 +244,13 @@ class Write(Get):
         self.attempts = 0
         self.is_unknown = False
 
+    def written(self, version: int, raw: bytes | None) -> Written:
+        """The result of a write that returns a row; ValueError if it is none."""
+        if type(version) is not int or not (raw is None or type(raw) is bytes):
+            raise ValueError(f"the result of a write: {ascii(version)[:40]}")
+        key = (*self.key[:-1], version) if is_auto_key(self.key) else self.key
+        return Written(key, version, None if raw is None else Row(key, raw))
+
     def release(self) -> None:
         """No attempt follows: the floor may pass it. One that is still on its way is then refused as
         stale."""
@@ -208,10 +259,17 @@ class Write(Get):
             self.identity = None
 
 
-class Scan(Get):
-    """A read of one page: rows with start <= encoded key < end of one tablet, in order or backwards."""
+class ReturningWrite(Write):
+    """A write that is answered with a row beside its version."""
 
-    __slots__ = ("bytes_max", "end", "reverse", "rows_max", "start")
+    __slots__ = ("returning",)
+
+
+class Scan(Get):
+    """A read of one page: rows with start <= encoded key < end of one tablet, in order or backwards.
+    ``selection`` is empty or ``[where, columns]`` as on the wire."""
+
+    __slots__ = ("bytes_max", "end", "reverse", "rows_max", "selection", "start")
 
     op = OP_SCAN
 
@@ -220,6 +278,25 @@ class Scan(Get):
     reverse: bool
     rows_max: int
     bytes_max: int
+    selection: list[Any]
+
+
+class ScanAsOf(Scan):
+    """A page of what the range was at a version."""
+
+    __slots__ = ("as_of",)
+
+    op = OP_SCAN_AS_OF
+
+    as_of: int
+
+
+class Count(Scan):
+    """How many rows there are in a stretch of the range. ``selection`` is ``[where]``."""
+
+    __slots__ = ()
+
+    op = OP_COUNT
 
 
 Operation = Get | Write | Scan
@@ -279,15 +356,53 @@ class Group:
             return [rid, OP_GET, tablet, [op.encoded for op in self.ops]]
         if self.op == OP_SCAN:
             scan: Scan = self.ops[0]
-            return [rid, OP_SCAN, tablet, scan.start, scan.end, scan.reverse, scan.rows_max, scan.bytes_max]
+            bounds = [scan.start, scan.end, scan.reverse, scan.rows_max, scan.bytes_max]
+            return [rid, OP_SCAN, tablet, *bounds, *scan.selection]
+        if self.op == OP_SCAN_AS_OF:
+            past: ScanAsOf = self.ops[0]
+            bounds = [past.start, past.end, past.reverse, past.rows_max, past.bytes_max]
+            return [rid, OP_SCAN_AS_OF, tablet, *bounds, past.as_of, *past.selection]
+        if self.op == OP_AS_OF:
+            query: Query = self.ops[0]
+            return [rid, query.code, tablet, *query.parts]
+        if self.op == OP_COUNT:
+            count: Count = self.ops[0]
+            return [rid, OP_COUNT, tablet, count.start, count.end, *count.selection]
+        if self.op == OP_SELECT:
+            return [rid, OP_SELECT, tablet, [op.encoded for op in self.ops], *self.ops[0].selection]
         writes = []
         for op in self.ops:
             op.attempts += 1
-            writes.append(
-                [op.seq, op.kind, op.encoded, op.body, op.condition, op.condition_value, op.attempts]
-            )
+            write = [op.seq, op.kind, op.encoded, op.body, op.condition, op.condition_value, op.attempts]
+            if op.returning:
+                write.append(op.returning)
+            writes.append(write)
         identity: Identity = self.ops[0].identity
         return [rid, OP_WRITE, tablet, identity.client_id, identity.registered, identity.floor, writes]
+
+
+def groups_of(
+    op: int, tablet: TabletRoute, ops: list[Any], identities: Identities, count_max: int
+) -> Iterable[Group]:
+    """Operations of one kind and tablet as groups of at most ``count_max``."""
+    if op == OP_WRITE:
+        return write_groups(tablet, ops, identities, count_max)
+    if op == OP_SELECT:
+        return select_groups(tablet, ops, count_max)
+    if op in (OP_SCAN, OP_COUNT, OP_AS_OF, OP_SCAN_AS_OF):
+        count_max = 1
+    return (Group(op, tablet, ops[at : at + count_max]) for at in range(0, len(ops), count_max))
+
+
+def select_groups(tablet: TabletRoute, selects: list[Select], count_max: int) -> Iterator[Group]:
+    """Groups of selects of one tablet, each of those that ask alike."""
+    alike: dict[Any, list[Select]] = {}
+    for select in selects:
+        where, columns = select.selection
+        alike.setdefault((where, None if columns is None else tuple(columns)), []).append(select)
+    for same in alike.values():
+        for at in range(0, len(same), count_max):
+            yield Group(OP_SELECT, tablet, same[at : at + count_max])
 
 
 def write_groups(

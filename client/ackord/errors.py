@@ -114,6 +114,15 @@ class TableExists(InvalidRequest):
     http_status = 409
 
 
+class VersionCollected(Error):
+    """What a row was at this version is no longer kept (``keep_versions``, ``keep_for``): a read ``as_of`` it, or a
+    merge from it, cannot be done any more. Nothing was done."""
+
+    code = 9
+    name = "version_collected"
+    http_status = 410
+
+
 _CLASSES: tuple[type[Error], ...] = (
     Error,
     InvalidRequest,
@@ -123,6 +132,7 @@ _CLASSES: tuple[type[Error], ...] = (
     OutcomeUnknown,
     Unauthorized,
     TableExists,
+    VersionCollected,
 )
 BY_CODE: dict[int, type[Error]] = {cls.code: cls for cls in _CLASSES}
 

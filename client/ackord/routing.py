@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from ackord.errors import Conflict, Error, InvalidRequest, OutcomeUnknown, Unavailable
+from ackord.errors import Conflict, Error, InvalidRequest, OutcomeUnknown, Unavailable, VersionCollected
 from ackord.wire.keys import KeySchema
 from ackord.wire.limits import DEFAULT_LIMITS, Limits
 from ackord.wire.messages import tablets_from_wire
@@ -288,7 +288,7 @@ def after_failure(error: Error, *, is_write: bool, unknown_before: bool, node: s
 
 def settles(error: Error) -> bool:
     """Whether this answer tells what became of the *write*, earlier attempts under its id included."""
-    return isinstance(error, Conflict | InvalidRequest)
+    return isinstance(error, Conflict | InvalidRequest | VersionCollected)
 
 
 def final_error(error: Error, *, is_write: bool, unknown: bool) -> Error:

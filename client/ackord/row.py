@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from ackord.wire.messages import row_columns, row_version
+from ackord.wire.messages import VERSION_COUNTER_BITS, row_columns, row_expires_ms, row_version
 from ackord.wire.values import decode_columns
 
 
@@ -19,7 +20,7 @@ class Row(Mapping[str, Any]):
     key: tuple[Any, ...]
 
     def __init__(self, key: tuple[Any, ...], raw: bytes) -> None:
-        """``raw`` is the row as stored: 8 bytes of version, then the columns."""
+        """``raw`` is the row as stored: its version, when it expires if it says so, then the columns."""
         self.key = key
         self._raw = raw
         self._columns: dict[str, Any] | None = None
@@ -27,6 +28,18 @@ class Row(Mapping[str, Any]):
     @property
     def version(self) -> int:
         return row_version(self._raw)
+
+    @property
+    def expires_at(self) -> float | None:
+        """When the row expires, in seconds of Unix time, if it was written with a ``ttl`` of its own."""
+        expires_ms = row_expires_ms(self._raw)
+        return expires_ms / 1000 if expires_ms else None
+
+    def cells(self, name: str) -> list[tuple[int, Any]]:
+        """The column's cells as (timestamp in milliseconds, value), newest first. All that were asked for of a row
+        that was read with ``versions`` or ``time_range``, else the one value at the row's version."""
+        columns = self._decoded()
+        return [(self.version >> VERSION_COUNTER_BITS, columns[name])] if name in columns else []
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -63,3 +76,31 @@ class Row(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"Row(key={self.key!r}, version={self.version}, {self._decoded()!r})"
+
+
+class CellRow(Row):
+    """A row that was read with several cells of its columns; as a mapping it holds the newest of them."""
+
+    __slots__ = ("_cells",)
+
+    def __init__(self, key: tuple[Any, ...], raw: bytes) -> None:
+        super().__init__(key, raw)
+        self._cells: dict[str, list[list[Any]]] = decode_columns(row_columns(raw))
+        self._columns = {name: cells[0][1] for name, cells in self._cells.items()}
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        return dict(self._decoded())
+
+    def cells(self, name: str) -> list[tuple[int, Any]]:
+        return [(time, value) for time, value in self._cells.get(name, ())]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a write with ``returning`` did: the row's key, the write's version, and the row as it left it ("new") or
+    found it ("old"), None if there is or was none."""
+
+    key: tuple[Any, ...]
+    version: int
+    row: Row | None

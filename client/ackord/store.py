@@ -7,13 +7,15 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-from ackord.batcher import Batcher, QueueOptions
+from ackord.batcher import Batcher
+from ackord.calls import QueueOptions
 from ackord.errors import Error, InvalidRequest, OutcomeUnknown, TableNotFound, Unauthorized, Unavailable
 from ackord.routing import NodeChooser, RoutingTable, TableRoute, backoff_s
 from ackord.table import Table
 from ackord.transport import AsyncioEnvironment, Environment, HttpTransport, Transport, error_of_body
-from ackord.wire.keys import KeySchema
+from ackord.wire.keys import AUTO, Auto, KeySchema
 from ackord.wire.messages import TableDefinition, check_table_name, split_starts
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 
 REFRESH_INTERVAL_S: Final = 0.1  # between two fetches of the routing table, at least
 REFRESH_TIMEOUT_S: Final = 1.0  # for one node's answer
@@ -149,13 +151,26 @@ class Store:
     async def create_table(
         self,
         name: str,
-        key: Mapping[str, type | str],
+        key: Mapping[str, type | str | Auto],
         *,
         split_at: Sequence[Any] = (),
+        keep_versions: int = 1,
+        keep_for: float | None = None,
+        ttl: float | None = None,
+        max_versions: int = 1,
+        timestamp_deviation: float = DEFAULT_OPTIONS.timestamp_deviation,
+        merge: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> TableDefinition:
-        """Creates a table with these key columns: name -> int, str or bytes; the first is the partition key.
+        """Creates a table with these key columns: name -> int, str or bytes; the first is the partition key. The
+        last of several may be ``ackord.AUTO``: an int that the table gives to each new row, strictly increasing.
         ``split_at`` holds ascending partition-key values at which new tablets begin.
+
+        The other options are fixed with the table. Versions of rows: the newest ``keep_versions`` and those that
+        were superseded less than ``keep_for`` seconds ago can be read (``get(key, as_of=)``, ``history``). ``ttl``:
+        rows expire so many seconds after their last write. ``max_versions``: timestamped cells of each column,
+        whose timestamps, where a caller gives them, lie within ``timestamp_deviation`` seconds of the clock.
+        ``merge``: column -> "latest", "max", "min", "sum", "union" or "append", for ``on_conflict="merge"``.
 
         Creating it again with the same definition returns the table that stands; TableExists if another one
         has the name. Also InvalidRequest, Unavailable, OutcomeUnknown.
@@ -163,7 +178,14 @@ class Store:
         limits = self.batcher.routing.limits
         columns = [[column, _type_name(kind)] for column, kind in dict(key).items()]
         split_starts(KeySchema.from_wire(columns, limits.key_column_bytes), split_at, limits)
-        body = {"name": check_table_name(name, limits), "key": columns, "split_at": list(split_at)}
+        options = TableOptions(keep_versions, keep_for, ttl, max_versions, timestamp_deviation, merge or {})
+        body: dict[str, Any] = {
+            "name": check_table_name(name, limits),
+            "key": columns,
+            "split_at": list(split_at),
+        }
+        if options != DEFAULT_OPTIONS:
+            body["options"] = options.to_wire()
         deadline = self.deadline(timeout)
         definition = _definition(await self._admin("POST", "/v1/tables", body, deadline))
         await self._wait_for_table(definition, deadline)
@@ -362,6 +384,8 @@ def _table_path(name: str) -> str:
 
 
 def _type_name(kind: Any) -> Any:
+    if kind is AUTO:
+        return "auto"
     return KEY_TYPE_NAMES.get(kind, kind) if isinstance(kind, type) else kind
 
 

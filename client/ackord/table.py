@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from ackord.calls import Get, Many, Write
+from ackord.calls import Get, Many, ReturningWrite, Select, Write
 from ackord.errors import Error, InvalidRequest
-from ackord.operations import Delete, Encoded, Operation, Put, Update
+from ackord.expressions import Expression, encode_where
+from ackord.operations import (
+    Delete,
+    Encoded,
+    Operation,
+    Put,
+    Update,
+    encode_returning,
+    encode_write,
+)
 from ackord.routing import TableRoute
-from ackord.row import Row
-from ackord.scan import Scan
+from ackord.row import Row, Written
+from ackord.scan import Bounds, Scan, check_names, count_rows
+from ackord.versions import HISTORY_COUNT, Version, check_alone, read_as_of, read_cells, read_history
+from ackord.wire.limits import Limits
 
 if TYPE_CHECKING:
     from ackord.store import Store
 
 _Item = TypeVar("_Item")
+
+Returning = Literal["new", "old"]
+OnConflict = Literal["latest", "merge"]
 
 
 class Table:
@@ -28,6 +42,14 @@ class Table:
     Every operation raises InvalidRequest, TableNotFound, Unavailable or Unauthorized, which all mean that
     nothing was done. Writes may also raise Conflict (a condition did not hold; nothing done;
     ``error.current`` is the row) and OutcomeUnknown (it may have happened).
+
+    ``where`` is an expression such as ``ackord.col("state") == "new"``: of a write a condition beside the others, of
+    a read a filter at the server. ``columns`` names the columns that a read wants; the others do not travel. A write
+    with ``returning`` gives a Written with the row as it left it ("new") or found it ("old"), a retry the same one.
+    ``on_conflict`` says what becomes of a write whose ``if_version`` loses: "latest" is done all the same, "merge" is
+    merged with what the row is by now, from the version that it names (Conflict where no rule decides). ``ttl``: the
+    row expires so many seconds after this write. ``timestamp`` (milliseconds): of the cells that the write makes, or a
+    map of columns to them.
     """
 
     __slots__ = ("_store", "name")
@@ -41,21 +63,64 @@ class Table:
 
     # ---------------------------------------------------------------------------------- reads
 
-    async def get(self, key: Any, *, timeout: float | None = None) -> Row | None:
-        """The row, None if there is none. Linearizable: it sees every write that was acknowledged before."""
+    async def get(
+        self,
+        key: Any,
+        *,
+        where: Expression | None = None,
+        columns: Sequence[str] | None = None,
+        as_of: int | None = None,
+        versions: int | None = None,
+        time_range: tuple[int | None, int | None] | None = None,
+        timeout: float | None = None,
+    ) -> Row | None:
+        """The row, None if there is none (of which ``where`` holds). Linearizable: it sees every write that was
+        acknowledged before.
+
+        ``as_of``: what it was at this version; VersionCollected if that is no longer kept. ``versions``: with so many
+        cells of each column, ``time_range``: those with start <= timestamp < end (milliseconds); `Row.cells`."""
         store = self._store
+        if as_of is not None or versions is not None or time_range is not None:
+            check_alone(as_of, versions, time_range, where, columns)
+            if as_of is not None:
+                return await read_as_of(store, self.name, key, as_of, timeout)
+            return await read_cells(store, self.name, key, versions, time_range, timeout)
         deadline = store.deadline(timeout)
         table = store.batcher.routing.tables.get(self.name) or await store.find_table(self.name, deadline)
         encoded = table.key.encode(key)
         future = store.loop.create_future()
-        store.batcher.add(Get(future, table, table.tablet_of(encoded), _tuple(key), encoded, deadline))
+        if where is None and columns is None:
+            op = Get(future, table, table.tablet_of(encoded), _tuple(key), encoded, deadline)
+        else:
+            op = Select(future, table, table.tablet_of(encoded), _tuple(key), encoded, deadline)
+            op.selection = _selection(where, columns, store.batcher.routing.limits)
+        store.batcher.add(op)
         row: Row | None = await future
         return row
 
-    async def get_many(self, keys: Iterable[Any], *, timeout: float | None = None) -> list[Row | None]:
-        """The rows of up to 200 keys, in the order of the keys, None where there is no row. Each row is read
-        linearizably, all of them not at one instant. Raises the first row's error if any could not be
-        read."""
+    async def history(
+        self,
+        key: Any,
+        limit: int = HISTORY_COUNT,
+        *,
+        before: int | None = None,
+        timeout: float | None = None,
+    ) -> list[Version]:
+        """The row's versions that are kept, newest first, deletions too: the newest ``limit`` of them, or those below
+        the version ``before``."""
+        return await read_history(self._store, self.name, key, limit, before, timeout)
+
+    async def get_many(
+        self,
+        keys: Iterable[Any],
+        *,
+        where: Expression | None = None,
+        columns: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> list[Row | None]:
+        """The rows of up to 200 keys, in the order of the keys, None where there is no row (of which ``where``
+        holds). Each row is read linearizably, all of them not at one instant. Raises the first row's error if any
+        could not be read."""
         store = self._store
         deadline = store.deadline(timeout)
         table = await store.find_table(self.name, deadline)
@@ -64,8 +129,13 @@ class Table:
         if not wanted:
             return []
         many = Many(store.loop.create_future(), len(wanted))
+        kind, selection = Get, None
+        if where is not None or columns is not None:
+            kind, selection = Select, _selection(where, columns, store.batcher.routing.limits)
         for index, (key, raw) in enumerate(zip(wanted, encoded, strict=True)):
-            get = Get(many.future, table, table.tablet_of(raw), _tuple(key), raw, deadline, many, index)
+            get = kind(many.future, table, table.tablet_of(raw), _tuple(key), raw, deadline, many, index)
+            if isinstance(get, Select) and selection is not None:
+                get.selection = selection
             _add(store, get, many, index)
         results = await many.future
         for result in results:
@@ -78,23 +148,97 @@ class Table:
         prefix: Any = (),
         *,
         start: Any = None,
+        start_after: Any = None,
         end: Any = None,
+        end_at: Any = None,
+        where: Expression | None = None,
+        columns: Sequence[str] | None = None,
         limit: int | None = None,
         reverse: bool = False,
+        token: str | None = None,
+        read_ahead: int = 2,
+        as_of: int | None = None,
         timeout: float | None = None,
     ) -> Scan:
         """The rows of a key range in key order (backwards with ``reverse``), to be iterated with ``async
         for``.
 
-        ``prefix`` holds the first key columns that all rows share, ``()`` for any. ``start`` (inclusive) and
-        ``end`` (exclusive) bound the keys further; they too may be just the first columns: then ``start``
-        begins with the first such key and ``end`` stops before it. At most ``limit`` rows. A row that exists
-        throughout the scan comes exactly once, one that is written meanwhile as it was when its page was
-        read; ``timeout`` is for each page. Iteration raises InvalidRequest, TableNotFound, Unavailable.
+        ``prefix`` holds the first key columns that all rows share, ``()`` for any. ``start`` (inclusive) or
+        ``start_after`` (exclusive) and ``end`` (exclusive) or ``end_at`` (inclusive) bound the keys further;
+        they too may be just the first columns, which stand for all keys that begin with them: ``start`` and
+        ``end_at`` take them in, ``start_after`` and ``end`` leave them out. At most ``limit`` rows.
+
+        A row that exists throughout the scan comes exactly once, one that is written meanwhile as it was when
+        its page was read. ``read_ahead`` pages (of 2,000 rows or 1 MiB) are kept ready beside the one that is
+        iterated over. ``timeout`` is for each page. ``scan.token`` says where the scan stands; ``token`` goes on
+        from there, with the range, filter and columns of then. ``as_of``: the rows as they were at that version.
+        Iteration raises InvalidRequest, TableNotFound, VersionCollected, Unavailable.
         """
-        return Scan(self._store, self.name, prefix, start, end, limit, reverse, timeout)
+        return Scan(
+            self._store,
+            self.name,
+            Bounds(prefix, start, start_after, end, end_at),
+            where=where,
+            columns=columns,
+            limit=limit,
+            reverse=reverse,
+            token=token,
+            read_ahead=read_ahead,
+            timeout=timeout,
+            as_of=as_of,
+        )
+
+    async def count(
+        self,
+        prefix: Any = (),
+        *,
+        start: Any = None,
+        start_after: Any = None,
+        end: Any = None,
+        end_at: Any = None,
+        where: Expression | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """How many rows of the range there are (of which ``where`` holds), counted at the server in stretches of
+        2,000 rows; ``timeout`` is for each of them. What is written meanwhile may be counted or not."""
+        bounds = Bounds(prefix, start, start_after, end, end_at)
+        return await count_rows(self._store, self.name, bounds, where, timeout)
 
     # --------------------------------------------------------------------------------- writes
+
+    @overload
+    async def put(
+        self,
+        key: Any,
+        columns: Mapping[str, Any],
+        *,
+        if_version: int | None = None,
+        if_absent: bool = False,
+        if_exists: bool = False,
+        where: Expression | None = None,
+        on_conflict: OnConflict | None = None,
+        ttl: float | None = None,
+        timestamp: int | Mapping[str, int] | None = None,
+        returning: None = None,
+        timeout: float | None = None,
+    ) -> int: ...
+
+    @overload
+    async def put(
+        self,
+        key: Any,
+        columns: Mapping[str, Any],
+        *,
+        if_version: int | None = None,
+        if_absent: bool = False,
+        if_exists: bool = False,
+        where: Expression | None = None,
+        on_conflict: OnConflict | None = None,
+        ttl: float | None = None,
+        timestamp: int | Mapping[str, int] | None = None,
+        returning: Returning,
+        timeout: float | None = None,
+    ) -> Written: ...
 
     async def put(
         self,
@@ -104,11 +248,69 @@ class Table:
         if_version: int | None = None,
         if_absent: bool = False,
         if_exists: bool = False,
+        where: Expression | None = None,
+        on_conflict: OnConflict | None = None,
+        ttl: float | None = None,
+        timestamp: int | Mapping[str, int] | None = None,
+        returning: Returning | None = None,
         timeout: float | None = None,
-    ) -> int:
-        """Replaces the whole row, or creates it; returns its new version."""
-        put = Put(key, columns, if_version=if_version, if_absent=if_absent, if_exists=if_exists)
-        return await self._write(put, timeout)
+    ) -> int | Written:
+        """Replaces the whole row, or creates it; returns its new version. Where the last key column is AUTO, a key
+        that ends with ``ackord.AUTO`` makes a new row; the version that is returned is its number."""
+        put = Put(
+            key,
+            columns,
+            if_version=if_version,
+            if_absent=if_absent,
+            if_exists=if_exists,
+            where=where,
+            on_conflict=on_conflict,
+            ttl=ttl,
+            timestamp=timestamp,
+        )
+        return await self._write(put, returning, timeout)
+
+    @overload
+    async def update(
+        self,
+        key: Any,
+        set: Mapping[str, Any] | None = None,
+        *,
+        delete: Sequence[str] = (),
+        increment: Mapping[str, int | float] | None = None,
+        append: Mapping[str, Sequence[Any]] | None = None,
+        if_version: int | None = None,
+        if_absent: bool = False,
+        if_exists: bool = False,
+        where: Expression | None = None,
+        on_conflict: OnConflict | None = None,
+        ttl: float | None = None,
+        timestamp: int | Mapping[str, int] | None = None,
+        delete_cells: Mapping[str, Sequence[int]] | None = None,
+        returning: None = None,
+        timeout: float | None = None,
+    ) -> int: ...
+
+    @overload
+    async def update(
+        self,
+        key: Any,
+        set: Mapping[str, Any] | None = None,
+        *,
+        delete: Sequence[str] = (),
+        increment: Mapping[str, int | float] | None = None,
+        append: Mapping[str, Sequence[Any]] | None = None,
+        if_version: int | None = None,
+        if_absent: bool = False,
+        if_exists: bool = False,
+        where: Expression | None = None,
+        on_conflict: OnConflict | None = None,
+        ttl: float | None = None,
+        timestamp: int | Mapping[str, int] | None = None,
+        delete_cells: Mapping[str, Sequence[int]] | None = None,
+        returning: Returning,
+        timeout: float | None = None,
+    ) -> Written: ...
 
     async def update(
         self,
@@ -116,25 +318,66 @@ class Table:
         set: Mapping[str, Any] | None = None,
         *,
         delete: Sequence[str] = (),
-        increment: Mapping[str, int] | None = None,
+        increment: Mapping[str, int | float] | None = None,
+        append: Mapping[str, Sequence[Any]] | None = None,
         if_version: int | None = None,
         if_absent: bool = False,
         if_exists: bool = False,
+        where: Expression | None = None,
+        on_conflict: OnConflict | None = None,
+        ttl: float | None = None,
+        timestamp: int | Mapping[str, int] | None = None,
+        delete_cells: Mapping[str, Sequence[int]] | None = None,
+        returning: Returning | None = None,
         timeout: float | None = None,
-    ) -> int:
-        """Sets the columns ``set``, deletes the columns ``delete`` and adds the ints ``increment`` to columns
-        (an absent one counts as 0); other columns stay. Creates the row if there is none. Returns the new
-        version. InvalidRequest if a column to increment is no int or would leave 64 bits."""
+    ) -> int | Written:
+        """Sets the columns ``set``, deletes the columns ``delete``, adds the numbers ``increment`` to columns and
+        appends the items ``append`` to lists; other columns stay. Creates the row if there is none. Returns the new
+        version.
+
+        An absent column to increment begins as the amount, one to append to as an empty list. An int column stays
+        exact and takes ints only, a float column takes both. InvalidRequest if a column is of another type, or would
+        leave 64 bits or the finite floats. ``delete_cells``: column -> timestamps of single cells to delete."""
         update = Update(
             key,
             set,
             delete=delete,
             increment=increment,
+            append=append,
             if_version=if_version,
             if_absent=if_absent,
             if_exists=if_exists,
+            where=where,
+            on_conflict=on_conflict,
+            ttl=ttl,
+            timestamp=timestamp,
+            delete_cells=delete_cells,
         )
-        return await self._write(update, timeout)
+        return await self._write(update, returning, timeout)
+
+    @overload
+    async def delete(
+        self,
+        key: Any,
+        *,
+        if_version: int | None = None,
+        if_exists: bool = False,
+        where: Expression | None = None,
+        returning: None = None,
+        timeout: float | None = None,
+    ) -> int: ...
+
+    @overload
+    async def delete(
+        self,
+        key: Any,
+        *,
+        if_version: int | None = None,
+        if_exists: bool = False,
+        where: Expression | None = None,
+        returning: Returning,
+        timeout: float | None = None,
+    ) -> Written: ...
 
     async def delete(
         self,
@@ -142,10 +385,13 @@ class Table:
         *,
         if_version: int | None = None,
         if_exists: bool = False,
+        where: Expression | None = None,
+        returning: Returning | None = None,
         timeout: float | None = None,
-    ) -> int:
+    ) -> int | Written:
         """Deletes the row; without a condition also if there is none. Returns the deletion's version."""
-        return await self._write(Delete(key, if_version=if_version, if_exists=if_exists), timeout)
+        delete = Delete(key, if_version=if_version, if_exists=if_exists, where=where)
+        return await self._write(delete, returning, timeout)
 
     async def write_many(
         self, operations: Iterable[Operation], *, timeout: float | None = None
@@ -171,30 +417,26 @@ class Table:
         many = Many(store.loop.create_future(), len(wanted))
         for index, item in enumerate(wanted):
             try:
-                encoded = table.key.encode(item.key)
-                body = item.encode(limits)
+                encoded, body = encode_write(table, item, limits)
+                write = _write_op(many.future, table, item.key, encoded, body, deadline, many, index)
             except InvalidRequest as error:
                 many.put(index, error)
                 continue
-            _add(
-                store,
-                _write_op(many.future, table, item.key, encoded, body, deadline, many, index),
-                many,
-                index,
-            )
+            _add(store, write, many, index)
         return await many.future
 
-    async def _write(self, operation: Operation, timeout: float | None) -> int:
+    async def _write(
+        self, operation: Operation, returning: Returning | None, timeout: float | None
+    ) -> int | Written:
         store = self._store
         deadline = store.deadline(timeout)
         batcher = store.batcher
         table = batcher.routing.tables.get(self.name) or await store.find_table(self.name, deadline)
-        encoded = table.key.encode(operation.key)
-        body = operation.encode(batcher.routing.limits)
+        encoded, body = encode_write(table, operation, batcher.routing.limits)
         future = store.loop.create_future()
-        batcher.add(_write_op(future, table, operation.key, encoded, body, deadline))
-        version: int = await future
-        return version
+        batcher.add(_write_op(future, table, operation.key, encoded, body, deadline, returning=returning))
+        result: int | Written = await future
+        return result
 
 
 def _write_op(
@@ -206,9 +448,13 @@ def _write_op(
     deadline: float,
     many: Many | None = None,
     index: int = 0,
+    returning: str | None = None,
 ) -> Write:
-    write = Write(future, table, table.tablet_of(encoded), _tuple(key), encoded, deadline, many, index)
+    kind = Write if returning is None else ReturningWrite
+    write = kind(future, table, table.tablet_of(encoded), _tuple(key), encoded, deadline, many, index)
     write.set_body(*body)
+    if isinstance(write, ReturningWrite):
+        write.returning = encode_returning(returning)
     return write
 
 
@@ -235,3 +481,7 @@ def _bounded(items: Iterable[_Item], field: str, count_max: int) -> list[_Item]:
             limit=count_max,
         )
     return wanted
+
+
+def _selection(where: Expression | None, columns: Sequence[str] | None, limits: Limits) -> list[Any]:
+    return [encode_where(where, limits), check_names(columns, limits)]

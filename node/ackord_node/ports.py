@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ackord_node.core.history import Moment, Removable
+
 # ---------------------------------------------------------------------------------------- clock
 
 
@@ -62,7 +64,7 @@ class Batch:
 
     clear: list[int] = field(
         default_factory=list
-    )  # tablets whose rows, log and requests are deleted (meta stays)
+    )  # tablets whose rows, history, log and requests are deleted (meta stays)
     forget: list[int] = field(default_factory=list)  # tablets of which everything is deleted, meta too
     cut: list[tuple[int, int]] = field(default_factory=list)  # (tablet, index): delete log records >= index
     trim: list[tuple[int, int]] = field(default_factory=list)  # (tablet, index): delete log records < index
@@ -70,6 +72,12 @@ class Batch:
     log: list[tuple[int, int, bytes]] = field(default_factory=list)  # (tablet, index, record)
     rows: list[tuple[int, bytes, bytes | None]] = field(default_factory=list)  # (tablet, key, row or delete)
     requests: list[tuple[int, bytes, bytes | None]] = field(default_factory=list)  # (tablet, client, record)
+    history: list[tuple[int, bytes, int, bytes | None]] = field(
+        default_factory=list
+    )  # (tablet, key, version, row or deleted)
+    history_drop: list[tuple[int, bytes, int, bool]] = field(
+        default_factory=list
+    )  # (tablet, key, version, whether it is a deletion)
     node: dict[str, bytes] = field(default_factory=dict)  # node-wide facts: cluster id, node name, tables
 
     def is_empty(self) -> bool:
@@ -82,22 +90,25 @@ class Batch:
             or self.log
             or self.rows
             or self.requests
+            or self.history
+            or self.history_drop
             or self.node
         )
 
 
 class SnapshotReader(Protocol):
-    """A consistent view of one tablet's rows and requests while writes go on; must be closed."""
+    """A consistent view of one tablet's rows, history and requests while writes go on; must be closed."""
 
     def read(self, space: str, after: bytes | None, bytes_max: int) -> tuple[list[tuple[bytes, bytes]], bool]:
-        """Records of ``space`` ("rows" or "requests") with key > ``after`` (from the first if None), in key
-        order, until about ``bytes_max`` (at least one); the flag is True when there are no more."""
+        """Records of ``space`` ("rows", "requests" or "history") with key > ``after`` (from the first if None), in key
+        order, until about ``bytes_max`` (at least one); the flag is True when there are no more. In "history" a
+        record is (``core.history.history_key``, row, or b"" for a deletion)."""
 
     def close(self) -> None: ...
 
 
 class Engine(Protocol):
-    """Durable storage of one node: for each tablet its metadata, log, rows and request table.
+    """Durable storage of one node: for each tablet its metadata, log, rows, their history and request table.
 
     ``commit`` blocks and is called from one thread only, the engine's own; it returns only after the
     batch is synced to disk. The readers may be called from the event loop's thread at the same time; they
@@ -140,6 +151,33 @@ class Engine(Protocol):
         """(first, last) index present in the log, None if it is empty."""
 
     def requests(self, tablet: int) -> list[tuple[bytes, bytes]]: ...
+
+    def history(
+        self, tablet: int, key: bytes, version_max: int, count_max: int
+    ) -> list[tuple[int, bytes | None]]:
+        """The key's stored versions up to ``version_max``, newest first: (version, row or None if deleted)."""
+
+    def history_scan(
+        self,
+        tablet: int,
+        start: bytes,
+        end: bytes | None,
+        reverse: bool,
+        as_of: int,
+        count_max: int,
+        keys_max: int,
+        bytes_max: int,
+    ) -> tuple[list[Moment], bytes | None]:
+        """What each key with start <= key < end was at ``as_of``, with up to ``count_max`` of its newer versions, in
+        key order or backwards; stops after ``keys_max`` keys or once ``bytes_max`` is reached. Also where the rest
+        begins (backwards: what it ends before), None if there is none. No key may be a prefix of another, and the
+        bounds must be first parts of keys, or a key and one 0 byte."""
+
+    def history_excess(
+        self, tablet: int, start: bytes, bounds: Removable, keys_max: int, records_max: int
+    ) -> tuple[list[tuple[bytes, int, bool]], bytes | None]:
+        """Versions that ``bounds`` allows to remove, as for ``history_drop``, of up to ``keys_max`` keys from
+        ``start`` on; and where the next look begins, None at the end. For the engine's thread."""
 
     def snapshot(self, tablet: int) -> SnapshotReader: ...
 

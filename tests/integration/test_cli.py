@@ -156,3 +156,35 @@ def test_rebuild_after_zookeeper_was_wiped(ackord: Command, cluster: RealCluster
     assert "kept" in out
     wait_healthy(ackord, 60)
     assert dump(ackord, "kept") == before
+
+
+def test_conditions_updates_numbers_and_counts(ackord: Command) -> None:
+    assert ackord("table", "create", "events", "--key", "who:str", "--key", "n:auto")[0] == 0
+    numbers = []
+    for total in range(5):
+        code, version, _ = ackord("put", "events", "alice", "auto", "--set", f"total={total}")
+        assert code == 0
+        numbers.append(version.strip())
+    first = ("events", "alice", numbers[0])
+    code, _, err = ackord("update", *first, "--set", "a=1", "--where", "total > 3")
+    assert (code, "the condition does not hold" in err) == (1, True)
+    words = ["--increment", "total=0.5", "--append", 'tags="x"', "--append", "more=[1,2]", "--set", "s=true"]
+    code, _, err = ackord("update", *first, *words)
+    assert code == 2 and "stays exact" in err
+    words[1] = "total=10"
+    code, out, _ = ackord(
+        "update", *first, *words, "--where", "total == 0 and key('who') == 'alice'", "--returning", "new"
+    )
+    assert code == 0
+    assert json.loads(out)["columns"] == {"s": True, "total": 10, "tags": ["x"], "more": [1, 2]}
+    assert ackord("count", "events", "--where", "1 <= total < 4 or 'x' in tags")[1] == "4\n"
+    assert ackord("count", "events", "--prefix", "bob")[1] == "0\n"
+    code, out, _ = ackord("scan", "events", "--where", "not exists(tags)", "--column", "total", "--json")
+    assert [json.loads(line)["columns"] for line in out.splitlines()] == [{"total": n} for n in range(1, 5)]
+    assert json.loads(ackord("get", *first, "--column", "s", "--json")[1])["columns"] == {"s": True}
+    assert ackord("delete", *first, "--where", "total == 11")[0] == 1
+    assert ackord("delete", *first, "--where", "total == 10 and starts_with(key('who'), 'al')")[0] == 0
+    for wrong in ("total", "total =", "f(x) == 1", "total is 1", "x.y == 1", "key('nobody') == 1", "(" * 300):
+        code, out, err = ackord("scan", "events", "--where", wrong)
+        assert (code, out, len(err.splitlines())) == (2, "", 1), wrong
+    assert ackord("update", *first)[0] == 2

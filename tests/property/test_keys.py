@@ -172,3 +172,21 @@ def test_malformed_keys(data: Any) -> None:
 def test_impossible_schemas(columns: Any) -> None:
     with pytest.raises(InvalidRequest):
         KeySchema.from_wire(columns)
+
+
+@given(st.data())
+def test_many_keys_decode_as_each_does(data: st.DataObject) -> None:
+    """In any order, with heads that repeat, of every schema."""
+    kinds = data.draw(st.lists(st.sampled_from(["int", "str", "bytes"]), min_size=1, max_size=4))
+    if len(kinds) > 1 and kinds[-1] == "int" and data.draw(st.booleans()):
+        kinds[-1] = "auto"
+    schema = KeySchema(tuple((f"c{at}", kind) for at, kind in enumerate(kinds)))
+    pools: dict[str, list[Any]] = {
+        "int": [0, -1, 2**63 - 1],
+        "str": ["", "a", "\0", "é"],
+        "bytes": [b"", b"\0\xff\0\1", b"b"],
+    }
+    keys = data.draw(
+        st.lists(st.tuples(*(st.sampled_from(pools[kind]) for kind in schema.types)), max_size=8)
+    )
+    assert schema.decode_many([schema.encode(key) for key in keys]) == keys

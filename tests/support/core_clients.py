@@ -18,6 +18,7 @@ from ackord.wire.messages import (
     KIND_DELETE,
     KIND_PUT,
     KIND_UPDATE,
+    is_error,
     row_version,
 )
 from ackord.wire.values import encode_columns, encode_update
@@ -38,7 +39,8 @@ class Op:
     key: bytes
     body: bytes | None
     condition: int = COND_NONE
-    condition_value: int | None = None
+    condition_value: Any = None
+    returning: int = 0
     attempts: int = 0
     since: dict[int, int] = field(default_factory=dict)  # attempt -> what was exposed when it was sent
     outcome: Any = None  # version, or an error's wire form
@@ -49,7 +51,16 @@ class Op:
         return self.outcome is not None
 
     def wire(self) -> list[Any]:
-        return [self.seq, self.kind, self.key, self.body, self.condition, self.condition_value, self.attempts]
+        plain = [
+            self.seq,
+            self.kind,
+            self.key,
+            self.body,
+            self.condition,
+            self.condition_value,
+            self.attempts,
+        ]
+        return [*plain, self.returning] if self.returning else plain
 
 
 class Attempt:
@@ -76,7 +87,7 @@ class Attempt:
 
     def _answer(self, op: Op, number: int, result: Any) -> None:
         oracle = self._c.oracle
-        if isinstance(result, int):
+        if not is_error(result):
             oracle.acknowledged(op, result)
             op.outcome = op.outcome if op.is_done else result
             return
@@ -206,8 +217,8 @@ class Client:
 
     def _again(self, ops: list[Op], attempt: Attempt) -> None:
         for op in ops:
-            if isinstance(op.outcome, int):
-                self.versions[op.key] = op.outcome
+            if op.outcome is not None and not is_error(op.outcome):
+                self.versions[op.key] = op.outcome if isinstance(op.outcome, int) else op.outcome[0]
             elif op.outcome is not None and op.outcome[3] is not None:
                 self.versions[op.key] = row_version(op.outcome[3])
             if (

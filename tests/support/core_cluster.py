@@ -14,10 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ackord.wire.keys import KeySchema
 from ackord.wire.limits import Limits
 from ackord.wire.messages import KIND_PUT
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord.wire.values import encode_columns
 from ackord_node.core import effects as e
+from ackord_node.core.history import history_key
 from ackord_node.core.replica import Replica
 from ackord_node.core.state import CoreConfig
 from ackord_node.core.types import Descriptor, LogLimits, Member, Timing
@@ -48,6 +51,8 @@ class Profile:
     timing: Timing = field(default_factory=lambda: Timing(balance_delay=1e9))
     log: LogLimits = field(default_factory=LogLimits)
     limits: Limits = field(default_factory=Limits)
+    options: TableOptions = DEFAULT_OPTIONS
+    schema: KeySchema | None = None  # of the table's keys, where operations need it
 
 
 class Notes(list[str]):
@@ -90,6 +95,9 @@ class Node:
 
     def clock(self) -> float:
         return self.offset + self.cluster.now * (1 + self.drift)
+
+    def wall_ms(self) -> int:
+        return self.cluster.wall_ms() + self.wall_skew_ms
 
     def real(self, local: float) -> float:
         return (local - self.offset) / (1 + self.drift)
@@ -224,7 +232,7 @@ class Cluster:
     def _tick(self, node: Node, due: float) -> None:
         if node.tick_due == due:
             node.tick_due = float("inf")
-            self.step(node, e.Tick())
+            self.step(node, e.Tick(node.wall_ms()))
 
     def _carry_out(self, node: Node, effect: e.Effect) -> None:
         match effect:
@@ -257,6 +265,12 @@ class Cluster:
                     self.step(node, e.LogRead(target, first, node.disk.read_log(first, 4)))
 
                 self.at_node(node, read_log, delay)
+            case e.ReadRows(start=start):
+
+                def read_rows() -> None:
+                    self.step(node, e.RowsRead(start, *node.disk.scan(start, 2)))
+
+                self.at_node(node, read_rows, delay)
             case e.OpenSnapshot(node=target, snapshot_id=number):
 
                 def open_snapshot() -> None:
@@ -413,11 +427,12 @@ class Cluster:
             node.seen_commit, node.seen_generation = copy.meta.applied, 0
             config = CoreConfig(p.timing, p.log, p.limits)
             node.replica = Replica(
-                name, node.incarnation, copy, config, node.disk, self.new_copy_id, node.clock()
+                name, node.incarnation, copy, config, node.disk, self.new_copy_id, node.clock(), p.options
             )
+            node.replica.state.schema = self.profile.schema
             node.seen_generation = node.replica.state.generation
             node.seen_commit = node.replica.state.commit
-            self.step(node, e.Tick())
+            self.step(node, e.Tick(node.wall_ms()))
             self.service.connect(node)
         self.refresh_links()
 
@@ -582,6 +597,7 @@ class Cluster:
             s = node.core.state
             if node.disk.now.rows != self.oracle.rows:
                 raise Violation(f"{node.name} stores {node.disk.now.rows}, committed is {self.oracle.rows}")
+            self._check_history(node)
             if {c: r.encode() for c, r in s.requests.clients.items()} != tables:
                 raise Violation(f"the request tables of {node.name} and the coordinator differ")
             if (
@@ -593,3 +609,17 @@ class Cluster:
             for index in range(low, first.log.end + 1):
                 if s.log.epoch_at(index) != first.log.epoch_at(index):
                     raise Violation(f"{node.name} has another entry at {index}")
+
+    def _check_history(self, node: Node) -> None:
+        """Every committed version of every row is stored, also where it came by snapshot."""
+        if not self.profile.options.has_history:
+            return
+        wanted = {}
+        for entry in self.oracle.truth:
+            for key, version, row in entry.versions():
+                wanted[history_key(key, version, row is None)] = row or b""
+        if node.disk.now.history != wanted:
+            raise Violation(f"{node.name} stores other versions than were committed")
+        clock = max((entry.clock_ms for entry in self.oracle.truth), default=0)
+        if node.core.state.clock.at_commit != clock:
+            raise Violation(f"{node.name}'s clock is {node.core.state.clock.at_commit}, committed is {clock}")

@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ackord_node.adapters import history_walk
+from ackord_node.adapters.engine_memory import MapCursor
 from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.effects import TabletBatch
+from ackord_node.core.history import Moment, Removable, history_key
 from ackord_node.core.log import Entry
 from ackord_node.core.state import StoredCopy
 
@@ -20,9 +23,10 @@ class Stored:
     log: dict[int, bytes] = field(default_factory=dict)
     rows: dict[bytes, bytes] = field(default_factory=dict)
     requests: dict[bytes, bytes] = field(default_factory=dict)
+    history: dict[bytes, bytes] = field(default_factory=dict)
 
     def copy(self) -> Stored:
-        return Stored(self.meta, dict(self.log), dict(self.rows), dict(self.requests))
+        return Stored(self.meta, dict(self.log), dict(self.rows), dict(self.requests), dict(self.history))
 
 
 class VirtualDisk:
@@ -43,6 +47,28 @@ class VirtualDisk:
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return [self.now.rows.get(key) for key in keys]
 
+    def history(self, key: bytes, version_max: int, count_max: int) -> list[tuple[int, bytes | None]]:
+        return history_walk.versions(self._cursor(), key, version_max, count_max)
+
+    def moment(self, key: bytes, as_of: int, count_max: int) -> Moment:
+        return history_walk.moment(self._cursor(), key, as_of, count_max)
+
+    def collect(self, bounds: Removable, records_max: int) -> int:
+        """Removes some versions, as the runtime does in the background; returns how many."""
+        found, _ = history_walk.excess(self._cursor(), b"", bounds, 1 << 30, records_max)
+        for key, version, is_deletion in found:
+            del self.now.history[history_key(key, version, is_deletion)]
+        return len(found)
+
+    def scan(self, start: bytes, count_max: int) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Rows from ``start`` on, and where the next ones begin."""
+        keys = sorted(key for key in self.now.rows if key >= start)
+        rows = [(key, self.now.rows[key]) for key in keys[:count_max]]
+        return rows, keys[count_max] if len(keys) > count_max else None
+
+    def _cursor(self) -> MapCursor:
+        return MapCursor(sorted(self.now.history), self.now.history)
+
     def remember(self) -> None:
         self.states.append(self.now.copy())
         del self.states[:-8]
@@ -53,6 +79,7 @@ class VirtualDisk:
             stored.log.clear()
             stored.rows.clear()
             stored.requests.clear()
+            stored.history.clear()
         if batch.cut is not None:
             for index in [i for i in stored.log if i >= batch.cut]:
                 del stored.log[index]
@@ -69,6 +96,8 @@ class VirtualDisk:
                     space.pop(key, None)
                 else:
                     space[key] = value
+        for _, key, version, row in batch.history:
+            stored.history[history_key(key, version, row is None)] = row or b""
 
     def read_log(self, first: int, count_max: int) -> list[bytes]:
         records = []
@@ -96,9 +125,14 @@ class SnapshotSource:
         meta = disk.meta
         epoch = max((first, epoch) for first, epoch in meta.runs if first <= meta.applied)[1]
         self.header = [meta.applied, epoch, meta.last_version, meta.collected_below]
+        self.header += [meta.clock_ms] * bool(meta.clock_ms)
         self.number = 0
         self._pieces: list[tuple[str, list[tuple[bytes, bytes]]]] = []
-        for space, records in (("rows", disk.now.rows), ("requests", disk.now.requests)):
+        for space, records in (
+            ("rows", disk.now.rows),
+            ("requests", disk.now.requests),
+            ("history", disk.now.history),
+        ):
             items = sorted(records.items())
             for at in range(0, len(items), chunk_count):
                 self._pieces.append((space, items[at : at + chunk_count]))

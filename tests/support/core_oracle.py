@@ -15,13 +15,18 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from ackord.errors import Conflict
+from ackord.wire.expressions import compiled
 from ackord.wire.messages import (
     COND_IF_ABSENT,
     COND_IF_EXISTS,
     COND_IF_VERSION,
     COND_NONE,
+    COND_WHERE,
     KIND_DELETE,
     KIND_PUT,
+    KIND_PUT_AUTO,
+    RETURN_NEW,
+    RETURN_OLD,
     row_columns,
     row_version,
 )
@@ -43,9 +48,8 @@ class Oracle:
         self.truth: list[Entry] = []
         self.exposed = 0
         self.ops: dict[tuple[bytes, int], Op] = {}
-        self.done: dict[
-            tuple[bytes, int], tuple[int, int]
-        ] = {}  # -> (index, version or minus the error's code)
+        # -> (index, version, version and returned row, or minus the error's code)
+        self.done: dict[tuple[bytes, int], tuple[int, Any]] = {}
         self.rows: dict[bytes, bytes] = {}
         self.history: dict[bytes, tuple[list[int], list[bytes | None]]] = defaultdict(lambda: ([0], [None]))
         self.last_version = 0
@@ -91,7 +95,7 @@ class Oracle:
         for group in entry.groups:
             if group[0] is None:
                 continue
-            client, _, _, seqs, keys, values = group
+            client, _, _, seqs, keys, values = group[:6]
             for seq, key, value in zip(seqs, keys, values, strict=True):
                 self._replay(client, seq, key, value, version, entry.index)
                 version += 1
@@ -107,7 +111,13 @@ class Oracle:
                     f"request {seq} of {client!r} is committed at {self.done[request]} and {index}"
                 )
             self.done[request] = (index, version if key is not None else -value)
-        op = self.ops[request]
+        op = self.ops.get(request)
+        if op is None:  # a sweep's, or a script's own, which the script judges
+            self._take(key, value, index)
+            return
+        if op.returning and key is not None and client:
+            row = {RETURN_NEW: value, RETURN_OLD: self.rows.get(key)}[op.returning]
+            self.done[request] = (index, [version, row])
         expected = self._judge(op)
         if key is None:
             if expected != "conflict" or value != Conflict.code:
@@ -115,8 +125,14 @@ class Oracle:
             return
         found = (row_version(value), decode_columns(row_columns(value))) if value is not None else None
         wanted = (version, expected) if expected is not None else None
-        if key != op.key or found != wanted:
+        named = op.key + (version + 2**63).to_bytes(8, "big") if op.kind == KIND_PUT_AUTO else op.key
+        if key != named or found != wanted:
             raise Violation(f"{op} left {found!r}, expected {wanted!r}")
+        self._take(key, value, index)
+
+    def _take(self, key: bytes | None, value: Any, index: int) -> None:
+        if key is None:
+            return
         if value is None:
             self.rows.pop(key, None)
         else:
@@ -129,25 +145,32 @@ class Oracle:
         """The columns that the row should have now, None if deleted, or "conflict"."""
         row = self.rows.get(op.key)
         found = row_version(row) if row is not None else None
+        condition, wanted = op.condition, op.condition_value
+        if condition == COND_WHERE:
+            condition, wanted, expression = wanted
+            if not compiled(expression, None).holds(op.key, row):
+                return "conflict"
         holds = {
             COND_NONE: True,
-            COND_IF_VERSION: found is not None and found == op.condition_value,
+            COND_IF_VERSION: found is not None and found == wanted,
             COND_IF_ABSENT: row is None,
             COND_IF_EXISTS: row is not None,
-        }[op.condition]
+        }[condition]
         if not holds:
             return "conflict"
         if op.kind == KIND_DELETE:
             return None
-        if op.kind == KIND_PUT:
+        if op.kind in (KIND_PUT, KIND_PUT_AUTO):
             return decode_columns(op.body or b"")
-        changes, removed, increments = check_update(op.body)
+        changes, removed, increments, appends = check_update(op.body)
         columns = decode_columns(row_columns(row)) if row is not None else {}
         for name in removed:
             columns.pop(name, None)
         columns.update(changes)
         for name, amount in increments.items():
             columns[name] = columns.get(name, 0) + amount
+        for name, items in appends.items():
+            columns[name] = columns.get(name, []) + items
         return columns
 
     # -------------------------------------------------------------------------- what is exposed
@@ -174,13 +197,13 @@ class Oracle:
                 raise Violation(f"{node.name} may answer reads with another entry at {self.exposed}")
         self.exposed = max(self.exposed, state.commit)
 
-    def acknowledged(self, op: Op, version: int) -> None:
+    def acknowledged(self, op: Op, result: Any) -> None:
         self.acks += 1
         if self.is_dropped:
             raise Violation(f"{op} was acknowledged after its tablet was dropped")
         index, found = self.done.get((op.client, op.seq), (0, 0))
-        if found != version:
-            raise Violation(f"{op} was acknowledged with {version}, but {found} is committed at {index}")
+        if found != result:
+            raise Violation(f"{op} was acknowledged with {result}, but {found} is committed at {index}")
         self.exposed = max(self.exposed, index)
 
     def answered(self, key: bytes, row: bytes | None, since: int, what: str) -> None:

@@ -165,7 +165,9 @@ class FakeCluster:
         self, rows: dict[bytes, bytes], start: bytes, end: bytes | None, reverse: bool, rows_max: int, _: int
     ) -> Any:
         keys = sorted((k for k in rows if start <= k and (end is None or k < end)), reverse=reverse)
-        return [[[key, rows[key]] for key in keys[:rows_max]], len(keys) <= rows_max]
+        page = keys[:rows_max]
+        rest = None if len(keys) <= rows_max else page[-1] + b"\x00" * (not reverse)
+        return [[item for key in page for item in (key, rows[key])], rest]
 
 
 class FakeNode:

@@ -27,6 +27,7 @@ from ackord.wire.messages import (
     row_version,
     split_starts,
 )
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord.wire.values import check_columns, check_update, decode_columns, encode_columns
 from ackord_node.runtime.service import Respond, Service
 
@@ -97,7 +98,9 @@ class FakeService:
     def address_of(self, node: str) -> str | None:
         return self.addresses.get(node)
 
-    async def create_table(self, name: str, key: list[list[str]], split_at: list[Any]) -> TableDefinition:
+    async def create_table(
+        self, name: str, key: list[list[str]], split_at: list[Any], options: TableOptions = DEFAULT_OPTIONS
+    ) -> TableDefinition:
         schema = KeySchema.from_wire(key)
         if name in self.tables and self.tables[name].key != schema:
             raise TableExists(f"the table {name!r} exists with another key", table=name)
@@ -108,7 +111,7 @@ class FakeService:
             TabletRange(first + number, start, end)
             for number, (start, end) in enumerate(zip(starts, ends, strict=True))
         )
-        self.tables[name] = TableDefinition(len(self.tables) + 1, name, schema, tablets)
+        self.tables[name] = TableDefinition(len(self.tables) + 1, name, schema, tablets, options=options)
         return self.tables[name]
 
     async def drop_table(self, name: str) -> None:
@@ -150,7 +153,7 @@ class FakeService:
         self, start: bytes, end: bytes | None, reverse: bool, rows_max: int, bytes_max: int
     ) -> list[Any]:
         keys = sorted((k for k in self.rows if k >= start and (end is None or k < end)), reverse=reverse)
-        return [[[key, self.rows[key]] for key in keys[:rows_max]], len(keys) <= rows_max]
+        return scan_answer([(key, self.rows[key]) for key in keys], reverse, rows_max)
 
     def _write_once(self, client_id: bytes, op: list[Any]) -> Any:
         name = (client_id, op[0])
@@ -177,15 +180,24 @@ class FakeService:
             check_columns(body)
             self.rows[key] = join_row(version, body)
         else:
-            changes, removed, increments = check_update(body)
+            changes, removed, increments, appends = check_update(body)
             columns = {} if row is None else decode_columns(row_columns(row))
             columns |= changes
             for name in removed:
                 columns.pop(name, None)
             for name, by in increments.items():
                 columns[name] = columns.get(name, 0) + by
+            for name, items in appends.items():
+                columns[name] = columns.get(name, []) + items
             self.rows[key] = join_row(version, encode_columns(columns))
         return version
+
+
+def scan_answer(rows: list[tuple[bytes, bytes]], reverse: bool, rows_max: int) -> list[Any]:
+    """A page of the rows that are left, as on the wire."""
+    page = rows[:rows_max]
+    rest = None if len(rows) <= rows_max else page[-1][0] + b"\x00" * (not reverse)
+    return [[item for pair in page for item in pair], rest]
 
 
 def as_service(fake: FakeService) -> Service:

@@ -127,13 +127,13 @@ def test_a_refused_open_leaves_the_first_engine_alone(tmp_path: Path) -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("version", ["2", "0", "", "garbage"])
+@pytest.mark.parametrize("version", ["3", "0", "", "garbage"])
 def test_another_format_version_is_refused(tmp_path: Path, version: str) -> None:
     opened(tmp_path / "data").close()
     (tmp_path / "data" / "ackord-format").write_text(version)
-    with pytest.raises(EngineForeign, match="this program reads 1"):
+    with pytest.raises(EngineForeign, match="this program reads 1, 2"):
         opened(tmp_path / "data")
-    (tmp_path / "data" / "ackord-format").write_text("1\n")
+    (tmp_path / "data" / "ackord-format").write_text("2\n")
     opened(tmp_path / "data").close()
 
 
@@ -152,7 +152,7 @@ def test_a_creation_that_was_cut_short_is_finished(tmp_path: Path) -> None:
     engine = opened(tmp_path / "data")
     engine.commit(Batch(meta={1: b"m"}))
     engine.close()
-    assert (tmp_path / "data" / "ackord-format").read_text() == "1\n"
+    assert (tmp_path / "data" / "ackord-format").read_text() == "2\n"
 
 
 @pytest.mark.parametrize("lost", ["CURRENT", "all", "manifest"])

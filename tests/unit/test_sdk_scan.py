@@ -79,15 +79,18 @@ async def test_rows_that_exist_throughout_come_exactly_once(table: ackord.Table,
     assert len(seen) == len(set(seen))
 
 
-async def test_the_next_page_is_read_ahead_and_no_more(table: ackord.Table, cluster: FakeCluster) -> None:
+@pytest.mark.parametrize("read_ahead", [0, 1, 2, 5])
+async def test_pages_are_read_ahead_and_no_more(
+    table: ackord.Table, cluster: FakeCluster, read_ahead: int
+) -> None:
     await fill(table, 100)
-    scan = table.scan()
+    scan = table.scan(read_ahead=read_ahead)
     await scan.__anext__()
     async with asyncio.timeout(2):
-        while pages_read(cluster) < 2:
+        while pages_read(cluster) < 1 + read_ahead:
             await asyncio.sleep(0.005)
     await asyncio.sleep(0.05)
-    assert pages_read(cluster) == 2
+    assert pages_read(cluster) == 1 + read_ahead
 
 
 async def test_a_scan_survives_a_broken_stream_and_may_be_abandoned(

@@ -159,8 +159,8 @@ def test_the_row_limit_counts_encoded_bytes() -> None:
 
 def test_updates() -> None:
     blob = encode_update({"a": 1, "l": [1]}, ["b"], {"n": -5}, DEFAULT_LIMITS)
-    assert check_update(blob, DEFAULT_LIMITS) == ({"a": 1, "l": [1]}, ["b"], {"n": -5})
-    assert check_update(encode_update(), DEFAULT_LIMITS) == ({}, [], {})
+    assert check_update(blob, DEFAULT_LIMITS) == ({"a": 1, "l": [1]}, ["b"], {"n": -5}, {})
+    assert check_update(encode_update(), DEFAULT_LIMITS) == ({}, [], {}, {})
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,9 @@ def test_updates() -> None:
         ({"a": 1}, [], {"a": 1}),
         ({}, ["a"], {"a": 1}),
         ({}, ["a", "a"], {}),
-        ({}, [], {"a": 1.0}),
+        ({}, [], {"a": math.nan}),
+        ({}, [], {"a": math.inf}),
+        ({}, [], {"a": "1"}),
         ({}, [], {"a": True}),
         ({}, [], {"a": 2**63}),
         ({}, [1], {}),

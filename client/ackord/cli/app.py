@@ -11,10 +11,11 @@ from typing import Final
 import click
 
 from ackord._version import __version__
+from ackord.cli.changes import count, update
 from ackord.cli.connection import Settings, find_nodes
 from ackord.cli.load import load
 from ackord.cli.recover import recover
-from ackord.cli.rows import delete, get, put, scan
+from ackord.cli.rows import delete, get, history, put, scan
 from ackord.cli.status import status
 from ackord.cli.tables import table
 from ackord.errors import Conflict, Error, InvalidRequest, OutcomeUnknown, TableNotFound, Unavailable
@@ -73,7 +74,7 @@ def cli(context: click.Context, nodes: str | None, timeout_s: float) -> None:
     context.obj = Settings(found, source, timeout_s)
 
 
-for command in (status, recover, table, get, put, delete, scan, load):
+for command in (status, recover, table, get, history, put, update, delete, scan, count, load):
     cli.add_command(command)
 
 

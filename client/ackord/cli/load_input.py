@@ -96,7 +96,7 @@ def _json_record(line: int, value: Any, names: list[str]) -> Record:
 def read_csv(lines: Lines, schema: KeySchema, types: Mapping[str, str]) -> Iterator[Record | BadLine]:
     """The rows below the header. FileUnusable if the header does not fit the table, or where the quoting breaks:
     what follows cannot be told apart."""
-    kinds = dict(schema.columns)
+    kinds = {name: kind for (name, _), kind in zip(schema.columns, schema.types, strict=True)}
     names: list[str] = []
     reader = csv.reader(_decoded(lines), strict=True)
     begins = 1

@@ -9,12 +9,13 @@ import click
 from rich.table import Table
 
 from ackord.cli.connection import with_store
-from ackord.cli.text import console, parse_value, shown_range, shown_schema, shown_tablet
+from ackord.cli.text import console, parse_value, shown, shown_range, shown_schema, shown_tablet
 from ackord.errors import InvalidRequest
 from ackord.routing import TabletRoute
 from ackord.store import Store
 from ackord.wire.json_forms import dump_json, to_json
 from ackord.wire.messages import TableDefinition
+from ackord.wire.options import MERGE_RULES
 
 
 @click.group()
@@ -27,9 +28,10 @@ def parse_key_columns(words: Sequence[str]) -> dict[str, str]:
     columns: dict[str, str] = {}
     for word in words:
         name, _, kind = word.rpartition(":")
-        if not name or kind not in ("int", "str", "bytes"):
+        if not name or kind not in ("int", "str", "bytes", "auto"):
             raise InvalidRequest(
-                f"--key takes NAME:int, NAME:str or NAME:bytes, not {ascii(word)[:60]}", field="key"
+                f"--key takes NAME:int, NAME:str, NAME:bytes or NAME:auto, not {ascii(word)[:60]}",
+                field="key",
             )
         if name in columns:
             raise InvalidRequest(f"--key names the column {ascii(name)[:60]} twice", field="key")
@@ -47,21 +49,63 @@ def parse_split_at(words: Sequence[str]) -> list[Any]:
 
 
 KEY_HELP = (
-    "A key column and its type (int, str or bytes); repeat it for up to 4. The first is the partition key."
+    "A key column and its type (int, str or bytes); repeat it for up to 4. The first is the partition key. The last "
+    "of several may be auto: numbered by the table."
 )
+MERGE_HELP = f"How merges decide about a column: {', '.join(MERGE_RULES)}. Repeatable."
 SPLIT_HELP = "A partition-key value, as JSON, at which a new tablet begins; repeat it, or give a JSON list."
+
+
+def parse_merge(words: Sequence[str]) -> dict[str, str]:
+    """``column=rule`` words."""
+    rules: dict[str, str] = {}
+    for word in words:
+        column, equals, rule = word.rpartition("=")
+        if not equals or not column or column in rules:
+            raise InvalidRequest(
+                f"--merge takes COLUMN=RULE, once a column, not {ascii(word)[:60]}", field="merge"
+            )
+        rules[column] = rule
+    return rules
 
 
 @table.command()
 @click.argument("name")
 @click.option("--key", "keys", multiple=True, required=True, metavar="NAME:TYPE", help=KEY_HELP)
 @click.option("--split-at", multiple=True, metavar="JSON", help=SPLIT_HELP)
-def create(name: str, keys: tuple[str, ...], split_at: tuple[str, ...]) -> None:
+@click.option(
+    "--keep-versions", type=int, default=1, metavar="N", help="Versions of each row that are kept (1)."
+)
+@click.option("--keep-for", type=float, metavar="SECONDS", help="Superseded versions are kept so long.")
+@click.option("--ttl", type=float, metavar="SECONDS", help="Rows expire so long after their last write.")
+@click.option(
+    "--max-versions", type=int, default=1, metavar="N", help="Cells of each column that are kept (1)."
+)
+@click.option("--merge", "rules", multiple=True, metavar="COLUMN=RULE", help=MERGE_HELP)
+def create(
+    name: str,
+    keys: tuple[str, ...],
+    split_at: tuple[str, ...],
+    keep_versions: int,
+    keep_for: float | None,
+    ttl: float | None,
+    max_versions: int,
+    rules: tuple[str, ...],
+) -> None:
     """Create the table NAME. Creating it again with the same definition changes nothing."""
-    columns, splits = parse_key_columns(keys), parse_split_at(split_at)
+    columns, splits, merge = parse_key_columns(keys), parse_split_at(split_at), parse_merge(rules)
 
     async def work(store: Store) -> TableDefinition:
-        return await store.create_table(name, columns, split_at=splits)
+        return await store.create_table(
+            name,
+            columns,
+            split_at=splits,
+            keep_versions=keep_versions,
+            keep_for=keep_for,
+            ttl=ttl,
+            max_versions=max_versions,
+            merge=merge,
+        )
 
     made = with_store(work)
     count = len(made.tablets)
@@ -112,6 +156,8 @@ def describe(name: str, as_json: bool) -> None:
     key = definition.key.columns
     out = console()
     out.print(f"Table {definition.name}, key ({shown_schema(key)}), id {definition.id}")
+    for option, value in definition.options.to_wire().items():
+        out.print(f"{option}: {shown(value)}")
     view = Table(box=None, pad_edge=False)
     for column in ("tablet", key[0][0], "coordinator", "in sync"):
         view.add_column(column)

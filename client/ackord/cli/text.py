@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ackord.errors import InvalidRequest
 from ackord.wire.json_forms import dump_json, from_json, parse_json, to_json
-from ackord.wire.keys import KeySchema
+from ackord.wire.keys import AUTO, KeySchema
 
 PIPE_COLUMNS: Final = 4_096  # of a table that goes to a file or pipe: nothing is cut there
 _INT: Final = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
@@ -35,6 +35,13 @@ def parse_key(schema: KeySchema, words: Sequence[str]) -> tuple[Any, ...]:
     return key
 
 
+def parse_new_key(schema: KeySchema, words: Sequence[str]) -> tuple[Any, ...]:
+    """The same; the word ``auto`` stands for the number that the table gives, where its last key column is AUTO."""
+    if schema.is_auto and len(words) == len(schema.columns) and words[-1] == "auto":
+        return (*parse_prefix(schema, words[:-1]), AUTO)
+    return parse_key(schema, words)
+
+
 def parse_prefix(schema: KeySchema, words: Sequence[str]) -> tuple[Any, ...]:
     """The first columns of a key."""
     if len(words) > len(schema.columns):
@@ -51,7 +58,7 @@ def parse_word(column: str, kind: str, word: str) -> Any:
     """One value of a key type: decimal digits, plain text, or ``hex:...`` / ``base64:...`` for bytes."""
     if kind == "str":
         return word
-    if kind == "int":
+    if kind in ("int", "auto"):
         if _INT.fullmatch(word) is None:
             raise InvalidRequest(f"{column}: {ascii(word)[:60]} is not an int of 64 bits", field=column)
         return int(word)
@@ -79,14 +86,19 @@ def parse_columns(text: str | None, assignments: Sequence[str]) -> dict[str, Any
         if not isinstance(found, dict):
             raise InvalidRequest(f"--json takes an object of columns, not {ascii(text)[:60]}", field="json")
         return {name: from_json(value) for name, value in found.items()}
+    return parse_assignments("--set", assignments)
+
+
+def parse_assignments(option: str, assignments: Sequence[str]) -> dict[str, Any]:
+    """``name=JSON`` words as columns."""
     columns: dict[str, Any] = {}
     for assignment in assignments:
         name, sign, value = assignment.partition("=")
         if not sign or not name:
-            raise InvalidRequest(f"--set takes name=JSON, not {ascii(assignment)[:60]}", field="set")
+            raise InvalidRequest(f"{option} takes name=JSON, not {ascii(assignment)[:60]}", field=option)
         if name in columns:
-            raise InvalidRequest(f"--set names the column {ascii(name)[:60]} twice", field="set")
-        columns[name] = parse_value(f"--set {name}", value)
+            raise InvalidRequest(f"{option} names the column {ascii(name)[:60]} twice", field=option)
+        columns[name] = parse_value(f"{option} {name}", value)
     return columns
 
 

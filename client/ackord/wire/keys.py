@@ -6,6 +6,9 @@ A key is the concatenation of its columns, the partition key first:
 * ``str`` (as UTF-8) and ``bytes``: each 0x00 becomes 00 FF, then the terminator 00 01. No escaped content
   sorts between a value and its extensions, because 01 < FF, and no column can run into the next.
 
+The last column may be of type "auto": an int that the tablet's coordinator gives to each new row, the version
+of the write that makes it, hence strictly increasing within a partition key (within a tablet, even).
+
 So the bytes of the first columns are a prefix of exactly the keys that begin with those values, and "all rows
 of one partition key" is one contiguous range.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,7 +26,7 @@ from ackord.wire.limits import DEFAULT_LIMITS
 
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
-KEY_TYPES: Final = ("int", "str", "bytes")
+KEY_TYPES: Final = ("int", "str", "bytes", "auto")
 
 _PACK_INT = struct.Struct(">Q").pack
 _UNPACK_INT = struct.Struct(">Q").unpack
@@ -37,25 +41,45 @@ _PATTERNS: Final = {
 }
 
 
+class Auto:
+    """The type of ``AUTO``."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "ackord.AUTO"
+
+
+AUTO: Final = Auto()  # as a key column's type: numbered by the table; in a key: the number to come
+
+
 @dataclass(frozen=True, slots=True)
 class KeySchema:
     """Names and types of a table's key columns, 1 to 4; encodes and decodes keys.
 
-    ``columns`` holds (name, "int" | "str" | "bytes"); ``column_bytes_max`` bounds one column's value before
-    encoding. Raises InvalidRequest if the columns themselves are impossible.
+    ``columns`` holds (name, "int" | "str" | "bytes" | "auto"), ``types`` how each is encoded: "auto" as "int".
+    ``column_bytes_max`` bounds one column's value before encoding. Raises InvalidRequest if the columns
+    themselves are impossible.
     """
 
     columns: tuple[tuple[str, str], ...]
     column_bytes_max: int = DEFAULT_LIMITS.key_column_bytes
     types: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _pattern: re.Pattern[bytes] = field(init=False, repr=False, compare=False)
+    _tail: struct.Struct = field(
+        init=False, repr=False, compare=False
+    )  # of the ints that all columns end with
 
     def __post_init__(self) -> None:
         _check_columns(self.columns)
-        types = tuple(kind for _, kind in self.columns)
+        types = tuple("int" if kind == "auto" else kind for _, kind in self.columns)
         pattern = b"".join(_PATTERNS[kind] for kind in types)
         object.__setattr__(self, "types", types)
         object.__setattr__(self, "_pattern", re.compile(pattern, re.DOTALL))
+        head = types
+        while head and head[-1] == "int":
+            head = head[:-1]
+        object.__setattr__(self, "_tail", struct.Struct(">" + "Q" * (len(types) - len(head))))
 
     @classmethod
     def from_wire(cls, wire: Any, column_bytes_max: int = DEFAULT_LIMITS.key_column_bytes) -> KeySchema:
@@ -90,6 +114,32 @@ class KeySchema:
             )
         return self._encode(key)
 
+    @property
+    def is_auto(self) -> bool:
+        """Whether the last column is numbered by the table."""
+        return self.columns[-1][1] == "auto"
+
+    def encode_auto(self, key: tuple[Any, ...]) -> bytes:
+        """A key that ends with AUTO, as the bytes of the columns before; InvalidRequest."""
+        if len(key) != len(self.types) or not self.is_auto or not is_auto_key(key):
+            raise InvalidRequest(
+                "AUTO stands for the last column of a whole key, in a table whose last key column is AUTO",
+                field=self.columns[-1][0],
+                value=_shown(key),
+            )
+        return self._encode(key[:-1])
+
+    def complete_auto(self, prefix: bytes, version: int) -> bytes:
+        """The whole key of what ``encode_auto`` made; InvalidRequest if it made no such bytes."""
+        key = prefix + _PACK_INT(version + _SIGN)
+        if not self.is_auto or not self.is_valid(key):
+            raise InvalidRequest(
+                f"the key {prefix[:32]!r} cannot be completed by a number: it must be all columns but the last, of "
+                "a table whose last key column is AUTO",
+                field="key",
+            )
+        return key
+
     def encode_prefix(self, values: Any) -> bytes:
         """The bytes with which exactly the keys begin whose first columns are ``values`` (may be empty)."""
         if type(values) is not tuple:
@@ -122,6 +172,26 @@ class KeySchema:
             plain = raw.replace(_ZERO, b"\x00") if b"\x00" in raw else raw
             values.append(plain.decode() if kind == "str" else plain)
         return tuple(values)
+
+    def decode_many(self, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        """``decode`` of each key; cheaper for keys in order, where many begin with the same columns."""
+        tail, decode = self._tail, self.decode
+        size = tail.size
+        if not size:
+            return [decode(key) for key in keys]
+        unpack, count = tail.unpack_from, size // 8
+        found: list[tuple[Any, ...]] = []
+        last: bytes | None = None
+        head: tuple[Any, ...] = ()
+        for key in keys:
+            cut = len(key) - size
+            if key[:cut] != last:
+                head, last = decode(key)[:-count], key[:cut]
+            if count == 1:
+                found.append((*head, unpack(key, cut)[0] - _SIGN))
+            else:
+                found.append((*head, *[value - _SIGN for value in unpack(key, cut)]))
+        return found
 
     def is_valid(self, encoded: Any) -> bool:
         """Whether these bytes, from a client that is not trusted, are what ``encode`` makes of some key."""
@@ -169,7 +239,7 @@ class KeySchema:
 
     def _refusal(self, values: tuple[Any, ...]) -> InvalidRequest:
         """Why the first wrong column is wrong; only made on the error path."""
-        for (name, kind), value in zip(self.columns, values, strict=False):
+        for (name, _), kind, value in zip(self.columns, self.types, values, strict=False):
             problem = _problem(kind, value, self.column_bytes_max)
             if problem is not None:
                 text, limit = problem
@@ -177,6 +247,10 @@ class KeySchema:
                     f"key column {name!r}: {text}", field=name, value=_shown(value), limit=limit
                 )
         raise AssertionError("a refused key has a wrong column")
+
+
+def is_auto_key(key: Any) -> bool:
+    return type(key) is tuple and len(key) > 1 and key[-1] is AUTO
 
 
 def after_prefix(prefix: bytes) -> bytes | None:
@@ -213,6 +287,13 @@ def _check_columns(columns: tuple[tuple[str, str], ...]) -> None:
         if name in names:
             raise InvalidRequest(f"key: the column {name!r} is named twice", field="key", value=name)
         names.add(name)
+    for name, kind in columns[:-1] if len(columns) > 1 else columns:
+        if kind == "auto":
+            raise InvalidRequest(
+                f"key column {name!r}: AUTO may only be the last of two or more key columns",
+                field=name,
+                value="auto",
+            )
 
 
 def _fits(text: str, bytes_max: int) -> bool:
@@ -223,6 +304,8 @@ def _fits(text: str, bytes_max: int) -> bool:
 
 
 def _problem(kind: str, value: Any, bytes_max: int) -> tuple[str, Any] | None:
+    if value is AUTO:
+        return "AUTO stands only for the last key column of a new row, in a table that has it there", kind
     if type(value).__name__ != kind:
         return f"{_shown(value)} is of type {type(value).__name__}, not {kind}", kind
     if kind == "int":

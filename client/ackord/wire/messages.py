@@ -4,14 +4,30 @@ A stream carries frames. The first of each side says who it is; then the client 
 node arrays of answers, each answer naming the group by its ``rid`` (an int unique in the stream):
 
 * ``[rid, OP_GET, tablet, [key, ...]]`` -> row bytes, None or an error for each key;
+* ``[rid, OP_SELECT, tablet, [key, ...], where, columns]`` -> the same of the rows of which the expression
+  ``where`` holds (None: of all), with the columns named in ``columns`` only (None: with all);
 * ``[rid, OP_WRITE, tablet, client_id, registered, floor, [[seq, kind, key, body, cond, cond_value, attempt],
   ...]]`` -> a version or an error for each operation (rule R16: ``client_id`` and ``seq`` name the write;
-  every seq below ``floor`` is answered and never retried);
-* ``[rid, OP_SCAN, tablet, start, end, reverse, rows_max, bytes_max]`` -> one ``[[[key, row], ...],
-  exhausted]``.
+  every seq below ``floor`` is answered and never retried). An operation with an eighth item, RETURN_NEW or
+  RETURN_OLD, gets ``[version, row or None]``. ``cond_value`` is a version for COND_IF_VERSION and
+  ``[cond, cond_value, expression]`` for COND_WHERE, where both conditions must hold. The key of KIND_PUT_AUTO
+  lacks its last column, which becomes the write's version;
+* ``[rid, OP_SCAN, tablet, start, end, reverse, rows_max, bytes_max]``, perhaps with ``where, columns`` behind,
+  -> one ``[[key, row, key, row, ...], next]``: ``next`` is None if the range is exhausted, else where the rest
+  of it begins (backwards: what it ends before). A page may be short, or empty, and still have a next;
+* ``[rid, OP_COUNT, tablet, start, end, where]`` -> one ``[how many rows, next]``;
+* ``[rid, OP_AS_OF, tablet, [key, ...], version]`` -> what each row was at that version;
+* ``[rid, OP_HISTORY, tablet, key, before, count_max]`` -> one ``[[version, row or None if deleted, ...], next]`` of
+  the versions below ``before``, newest first; ``next``: the ``before`` of the rest, None if there is none;
+* ``[rid, OP_CELLS, tablet, [key, ...], count_max, start_ms, end_ms]`` -> rows whose columns are lists of
+  ``[timestamp_ms, value]``, newest first;
+* ``[rid, OP_SCAN_AS_OF, tablet, start, end, reverse, rows_max, bytes_max, version]`` -> as OP_SCAN.
 
-An answer is ``[rid, None, results]`` for all operations in order, ``[rid, [index, ...], results]`` for some,
-or ``[rid, -1, error]`` for the group. An error is ``[code, message, detail, current row or None]``.
+The body of a write may begin with what `extras` describes, for example how long the row lives.
+
+A list of two is a result, an error is a list of four: ``[code, message, detail, current row or None]``. An answer
+is ``[rid, None, results]`` for all operations in order, ``[rid, [index, ...], results]`` for some, or
+``[rid, -1, error]`` for the group.
 """
 
 from __future__ import annotations
@@ -25,6 +41,7 @@ from typing import Any, Final
 from ackord.errors import Conflict, Error, InvalidRequest, from_code
 from ackord.wire.keys import KeySchema
 from ackord.wire.limits import DEFAULT_LIMITS, Limits
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 
 WIRE_VERSION: Final = 1
 WIRE_VERSION_OLDEST: Final = 1  # nodes accept clients from this one on
@@ -35,21 +52,36 @@ MSGPACK_CONTENT_TYPE: Final = "application/msgpack"
 OP_GET: Final = 1
 OP_WRITE: Final = 2
 OP_SCAN: Final = 3
+OP_SELECT: Final = 4
+OP_COUNT: Final = 5
+OP_AS_OF: Final = 16
+OP_HISTORY: Final = 17
+OP_CELLS: Final = 18
+OP_SCAN_AS_OF: Final = 19
 
 KIND_PUT: Final = 1
 KIND_UPDATE: Final = 2
 KIND_DELETE: Final = 3
+KIND_PUT_AUTO: Final = 4
 
 COND_NONE: Final = 0
 COND_IF_VERSION: Final = 1
 COND_IF_ABSENT: Final = 2
 COND_IF_EXISTS: Final = 3
+COND_WHERE: Final = 4
+COND_MERGE: Final = 5  # the value is a version: if the row has another one by now, the write is merged
+
+RETURN_NEW: Final = 1  # the row that the write leaves
+RETURN_OLD: Final = 2  # the row that it replaced
 
 WHOLE_GROUP: Final = -1  # in the place of the indices: the error of all operations
 HELLO_REFUSED: Final = -1  # in the place of the wire version: [-1, code, message, detail]
 
 CLIENT_ID_BYTES: Final = 16
 VERSION_BYTES: Final = 8
+OWN_MARK: Final = b"\xc1"  # never the first byte of msgpack: what follows is the row's, or the write's, own
+_MARK_END: Final = VERSION_BYTES + 1
+EXPIRING_BYTES: Final = _MARK_END + 8  # before the columns of a row with an expiry of its own
 VERSION_COUNTER_BITS: Final = 16  # a version is Unix milliseconds << 16 | counter
 
 _TABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
@@ -65,11 +97,22 @@ def row_version(row: bytes | memoryview) -> int:
 
 def row_columns(row: bytes) -> bytes:
     """The columns blob of a stored row, to be decoded by ``values.decode_columns``."""
-    return row[VERSION_BYTES:]
+    return row[VERSION_BYTES:] if row[VERSION_BYTES:_MARK_END] != OWN_MARK else row[EXPIRING_BYTES:]
 
 
-def join_row(version: int, columns: bytes) -> bytes:
-    return version.to_bytes(VERSION_BYTES, "big", signed=True) + columns
+def row_expires_ms(row: bytes) -> int:
+    """When the row expires by its own ttl, in Unix milliseconds; 0: it has none of its own."""
+    if row[VERSION_BYTES:_MARK_END] != OWN_MARK:
+        return 0
+    return int.from_bytes(row[_MARK_END:EXPIRING_BYTES], "big")
+
+
+def join_row(version: int, columns: bytes, expires_ms: int = 0) -> bytes:
+    """``version(8) | columns``, or ``version(8) | OWN_MARK | expires_ms(8) | columns``."""
+    head = version.to_bytes(VERSION_BYTES, "big", signed=True)
+    if not expires_ms:
+        return head + columns
+    return head + OWN_MARK + expires_ms.to_bytes(8, "big") + columns
 
 
 # ---------------------------------------------------------------------------------------- tables
@@ -96,6 +139,7 @@ class TableDefinition:
     key: KeySchema
     tablets: tuple[TabletRange, ...]
     state: str = "active"
+    options: TableOptions = DEFAULT_OPTIONS
     _starts: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -112,28 +156,31 @@ class TableDefinition:
         return [first.decode(start)[0] for start in self._starts[1:]]
 
     def to_wire(self) -> dict[str, Any]:
-        return {
+        wire = {
             "id": self.id,
             "name": self.name,
             "key": self.key.to_wire(),
             "tablets": [tablet.to_wire() for tablet in self.tablets],
             "state": self.state,
         }
+        options = self.options.to_wire()
+        return {**wire, "options": options} if options else wire
 
     @classmethod
-    def from_wire(cls, wire: Any) -> TableDefinition:
+    def from_wire(cls, wire: Any, limits: Limits = DEFAULT_LIMITS) -> TableDefinition:
         """From what ``to_wire`` made; ValueError if it is anything else. Fields of newer versions are
-        ignored."""
+        ignored. ``limits`` bound the table's keys."""
         if not isinstance(wire, Mapping):
             raise ValueError(f"a table definition is a map, not {type(wire).__name__}")
         table_id, name, state = wire.get("id"), wire.get("name"), wire.get("state", "active")
         if type(table_id) is not int or type(name) is not str or state not in _STATES:
             raise ValueError(f"table definition with id {table_id!r}, name {name!r}, state {state!r}")
         try:
-            key = KeySchema.from_wire(wire.get("key"))
+            key = KeySchema.from_wire(wire.get("key"), limits.key_column_bytes)
+            options = TableOptions.from_wire(wire.get("options"))
         except InvalidRequest as error:
             raise ValueError(f"table definition of {name!r}: {error}") from None
-        return cls(table_id, name, key, tablets_from_wire(wire.get("tablets")), state)
+        return cls(table_id, name, key, tablets_from_wire(wire.get("tablets")), state, options)
 
 
 def tablets_from_wire(wire: Any) -> tuple[TabletRange, ...]:
@@ -206,6 +253,11 @@ def error_to_wire(error: Error, current: bytes | None = None) -> list[Any]:
     """``[code, message, detail, current]``; ``current`` is the row's bytes for a Conflict."""
     detail = {str(name): _plain(value) for name, value in error.detail.items()}
     return [error.code, _text(error.message), detail, current]
+
+
+def is_error(result: Any) -> bool:
+    """Whether the result of an operation is an error: a result proper is no list or one of two."""
+    return type(result) is list and len(result) > 2
 
 
 def error_from_wire(wire: Any, row_of: Callable[[bytes], Any] | None = None) -> Error:

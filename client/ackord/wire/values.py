@@ -8,25 +8,39 @@ same bytes. Where a map names a key twice, the last one counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ackord.errors import InvalidRequest
 from ackord.wire.frames import packb, unpackb
 from ackord.wire.keys import INT64_MAX, INT64_MIN
 from ackord.wire.limits import DEFAULT_LIMITS, Limits
+from ackord.wire.messages import row_columns
 
 __all__ = [
     "INT64_MAX",
     "INT64_MIN",
+    "Update",
     "check_columns",
+    "check_name",
     "check_update",
+    "check_value",
     "decode_columns",
     "encode_columns",
     "encode_update",
+    "project",
 ]
 
-Update = tuple[dict[str, Any], list[str], dict[str, int]]
+
+class Update(NamedTuple):
+    """What an update changes: columns to set, to delete, to add a number to, to append a list's items to."""
+
+    set: dict[str, Any]
+    delete: list[str]
+    increment: dict[str, int | float]
+    append: dict[str, list[Any]]
+
 
 _PLAIN: Final = frozenset((str, bytes, float, bool, type(None)))
 _SHORT_CHARS: Final = 63  # so many characters take at most 252 bytes of UTF-8
@@ -37,7 +51,8 @@ def encode_columns(columns: Mapping[str, Any], limits: Limits = DEFAULT_LIMITS) 
     plain = columns if type(columns) is dict else _as_dict(columns, "columns")
     _check_map(plain, limits)
     blob = _packed(plain, plain)
-    _check_size(len(blob), limits)
+    if len(blob) > limits.cell_bytes or len(blob) > limits.row_bytes:
+        _check_sizes(len(blob), plain, limits)
     return blob
 
 
@@ -58,37 +73,53 @@ def check_columns(blob: Any, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
             "columns", f"columns are a {type(columns).__name__}, not a map", type(columns).__name__
         )
     _check_map(columns, limits)
+    if len(blob) > limits.cell_bytes:
+        _check_sizes(len(blob), columns, limits)
     return columns
+
+
+def project(row: bytes, names: Sequence[str]) -> bytes:
+    """A stored row with these columns only, as far as it has them."""
+    blob = row_columns(row)
+    columns = decode_columns(blob)
+    return row[: len(row) - len(blob)] + packb({name: columns[name] for name in names if name in columns})
 
 
 def encode_update(
     set: Mapping[str, Any] | None = None,
     delete: Sequence[str] = (),
-    increment: Mapping[str, int] | None = None,
+    increment: Mapping[str, int | float] | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    append: Mapping[str, Sequence[Any]] | None = None,
 ) -> bytes:
-    """The body of an update: columns to set, columns to delete, ints to add to columns."""
+    """The body of an update: columns to set, columns to delete, numbers to add to columns, items to append to
+    lists."""
     if isinstance(delete, str | bytes) or not isinstance(delete, list | tuple | frozenset):
         raise _invalid("delete", "delete must be a list of column names", ascii(delete)[:80])
     changes = _as_dict({} if set is None else set, "set")
-    removed = list(delete)
     increments = _as_dict({} if increment is None else increment, "increment")
-    _check_update(changes, removed, increments, limits)
-    blob = _packed([changes, removed, increments], changes)
-    _check_size(len(blob), limits)
+    appends = _as_dict({} if append is None else append, "append")
+    update = Update(changes, list(delete), increments, appends)
+    _check_update(update, limits)
+    parts = [changes, update.delete, increments] + [appends] * bool(appends)
+    blob = _packed(parts, changes | appends)
+    if len(blob) > limits.cell_bytes or len(blob) > limits.row_bytes:
+        _check_sizes(len(blob), changes | appends, limits)
     return blob
 
 
 def check_update(blob: Any, limits: Limits = DEFAULT_LIMITS) -> Update:
-    """Decodes an update from a client that is not trusted: (set, delete, increment); InvalidRequest."""
-    update = _untrusted(blob, "update", limits)
-    if type(update) is not list or len(update) != 3:
-        raise _invalid("update", "an update is [set, delete, increment]", type(update).__name__)
-    changes, removed, increments = update
-    if type(changes) is not dict or type(removed) is not list or type(increments) is not dict:
-        raise _invalid("update", "an update is [map, list, map]", ascii(update)[:80])
-    _check_update(changes, removed, increments, limits)
-    return changes, removed, increments
+    """Decodes an update from a client that is not trusted; InvalidRequest."""
+    parts = _untrusted(blob, "update", limits)
+    if type(parts) is not list or not 3 <= len(parts) <= 4:
+        raise _invalid("update", "an update is [set, delete, increment, append]", type(parts).__name__)
+    update = Update(*parts) if len(parts) == 4 else Update(parts[0], parts[1], parts[2], {})
+    if [type(part) for part in update] != [dict, list, dict, dict]:
+        raise _invalid("update", "an update is [map, list, map, map]", ascii(parts)[:80])
+    _check_update(update, limits)
+    if len(blob) > limits.cell_bytes:
+        _check_sizes(len(blob), update.set | update.append, limits)
+    return update
 
 
 def _untrusted(blob: Any, field: str, limits: Limits) -> Any:
@@ -111,18 +142,20 @@ def _check_map(columns: dict[str, Any], limits: Limits) -> None:
             value=len(columns),
             limit=limits.columns_count,
         )
+    bytes_max = limits.column_name_bytes
+    short = _SHORT_CHARS if bytes_max >= 4 * _SHORT_CHARS else bytes_max // 4
     for name, value in columns.items():
-        if type(name) is not str or not 0 < len(name) <= _SHORT_CHARS:
-            _check_name(name, limits)
+        if type(name) is not str or not 0 < len(name) <= short:
+            check_name(name, limits)
         kind = type(value)
         if kind in _PLAIN:
             continue
         if kind is int and INT64_MIN <= value <= INT64_MAX:
             continue
-        _check_value(name, value, 1, limits)
+        check_value(name, value, 1, limits)
 
 
-def _check_name(name: Any, limits: Limits) -> None:
+def check_name(name: Any, limits: Limits) -> None:
     if type(name) is not str:
         raise _invalid(
             "columns",
@@ -141,7 +174,7 @@ def _check_name(name: Any, limits: Limits) -> None:
         )
 
 
-def _check_value(field: str, value: Any, depth: int, limits: Limits) -> None:
+def check_value(field: str, value: Any, depth: int, limits: Limits) -> None:
     kind = type(value)
     if kind in _PLAIN:
         return
@@ -181,32 +214,46 @@ def _check_value(field: str, value: Any, depth: int, limits: Limits) -> None:
                 )
         value = value.values()
     for item in value:
-        _check_value(field, item, depth + 1, limits)
+        check_value(field, item, depth + 1, limits)
 
 
-def _check_update(
-    changes: dict[str, Any], removed: list[str], increments: dict[str, int], limits: Limits
-) -> None:
-    _check_map(changes, limits)
-    if len(removed) + len(increments) > 2 * limits.columns_count:
-        raise _invalid("update", "more columns than a row can have", len(removed) + len(increments))
-    seen = dict.fromkeys(changes, "set")
-    for name in removed:
-        _check_name(name, limits)
-        if name in seen:
-            raise _invalid(name, f"column {_name(name)} stands in {seen[name]} and again in delete", name)
-        seen[name] = "delete"
-    for name, amount in increments.items():
-        _check_name(name, limits)
-        if name in seen:
-            raise _invalid(name, f"column {_name(name)} stands in {seen[name]} and again in increment", name)
-        if type(amount) is not int:
+def _check_update(update: Update, limits: Limits) -> None:
+    _check_map(update.set, limits)
+    count = sum(map(len, update))
+    if count > limits.columns_count:
+        raise InvalidRequest(
+            f"an update of {count} columns, over the limit of {limits.columns_count}",
+            field="update",
+            value=count,
+            limit=limits.columns_count,
+        )
+    seen: dict[str, str] = dict.fromkeys(update.set, "set")
+    for part, names in (
+        ("delete", update.delete),
+        ("increment", update.increment),
+        ("append", update.append),
+    ):
+        for name in names:
+            check_name(name, limits)
+            if name in seen:
+                raise _invalid(name, f"column {_name(name)} stands in {seen[name]} and again in {part}", name)
+            seen[name] = part
+    for name, amount in update.increment.items():
+        if type(amount) is not int and (type(amount) is not float or not math.isfinite(amount)):
             raise _invalid(
                 name,
-                f"increment of column {_name(name)}: {ascii(amount)[:60]} is not an int",
+                f"increment of column {_name(name)}: {ascii(amount)[:60]} is not an int or a finite float",
                 ascii(amount)[:60],
             )
-        _check_value(name, amount, 1, limits)
+        check_value(name, amount, 1, limits)
+    for name, items in update.append.items():
+        if type(items) is not list:
+            raise _invalid(
+                name,
+                f"append to column {_name(name)}: the items must be a list, not {type(items).__name__}",
+                ascii(items)[:60],
+            )
+        check_value(name, items, 1, limits)
 
 
 def _packed(value: Any, columns: dict[str, Any]) -> bytes:
@@ -244,6 +291,19 @@ def _check_size(size: int, limits: Limits) -> None:
             value=size,
             limit=limits.row_bytes,
         )
+
+
+def _check_sizes(size: int, columns: dict[str, Any], limits: Limits) -> None:
+    """Of all columns, and of each: only looked at where the whole is large enough for one to be too large."""
+    _check_size(size, limits)
+    for name, value in columns.items():
+        if (cell := len(packb(value))) > limits.cell_bytes:
+            raise InvalidRequest(
+                f"column {_name(name)} takes {cell} bytes, over the limit of {limits.cell_bytes} for one column",
+                field=_clean(name),
+                value=cell,
+                limit=limits.cell_bytes,
+            )
 
 
 def _as_dict(mapping: Any, field: str) -> dict[Any, Any]:

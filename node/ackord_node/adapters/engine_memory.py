@@ -7,11 +7,13 @@ simulated run repeats exactly.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from ackord_node.adapters import history_walk
+from ackord_node.core.history import Moment, Removable, history_key
 from ackord_node.ports import Batch, EngineCorrupt, EngineError, EngineFailed, EngineFull, EngineLocked
 
 Key = TypeVar("Key", int, bytes)
@@ -71,6 +73,9 @@ class SortedMap(Generic[Key]):
         view._is_shared = self._is_shared = True
         return view
 
+    def cursor(self: SortedMap[bytes]) -> MapCursor:
+        return MapCursor(self._keys, self._values)
+
     def _own(self) -> None:
         if self._is_shared:
             self._values, self._keys = dict(self._values), list(self._keys)
@@ -82,6 +87,33 @@ class SortedMap(Generic[Key]):
         return low, max(low, high)
 
 
+class MapCursor:
+    """A position in a map that does not change meanwhile."""
+
+    def __init__(self, keys: list[bytes], values: dict[bytes, bytes]) -> None:
+        self._keys = keys
+        self._values = values
+        self._at = len(keys)
+
+    def seek(self, raw: bytes) -> None:
+        self._at = bisect_left(self._keys, raw)
+
+    def seek_back(self, raw: bytes) -> None:
+        self._at = bisect_right(self._keys, raw) - 1
+
+    def to_last(self) -> None:
+        self._at = len(self._keys) - 1
+
+    def key(self) -> bytes | None:
+        return self._keys[self._at] if 0 <= self._at < len(self._keys) else None
+
+    def value(self) -> bytes:
+        return self._values[self._keys[self._at]]
+
+    def next(self) -> None:
+        self._at += 1
+
+
 @dataclass(slots=True)
 class _Copy:
     """What is stored of one tablet."""
@@ -90,9 +122,11 @@ class _Copy:
     log: SortedMap[int] = field(default_factory=SortedMap)
     rows: SortedMap[bytes] = field(default_factory=SortedMap)
     requests: SortedMap[bytes] = field(default_factory=SortedMap)
+    history: SortedMap[bytes] = field(default_factory=SortedMap)
 
     def clear(self) -> None:
         self.log, self.rows, self.requests = SortedMap(), SortedMap(), SortedMap()
+        self.history = SortedMap()
 
 
 class MemoryDisk:
@@ -156,6 +190,10 @@ class MemoryDisk:
             self.copy(tablet).rows.put(key, row)
         for tablet, client, request in batch.requests:
             self.copy(tablet).requests.put(client, request)
+        for tablet, key, version, row in batch.history:
+            self.copy(tablet).history.put(history_key(key, version, row is None), row or b"")
+        for tablet, key, version, is_deletion in batch.history_drop:
+            self.copy(tablet).history.put(history_key(key, version, is_deletion), None)
         self.node.update(batch.node)
 
 
@@ -229,7 +267,36 @@ class MemoryEngine:
 
     def snapshot(self, tablet: int) -> _MemorySnapshot:
         copy = self._copy(tablet)
-        return _MemorySnapshot(tablet, {"rows": copy.rows.share(), "requests": copy.requests.share()})
+        spaces = {"rows": copy.rows, "requests": copy.requests, "history": copy.history}
+        return _MemorySnapshot(tablet, {name: records.share() for name, records in spaces.items()})
+
+    def history(
+        self, tablet: int, key: bytes, version_max: int, count_max: int
+    ) -> list[tuple[int, bytes | None]]:
+        return history_walk.versions(self._history(tablet), key, version_max, count_max)
+
+    def history_scan(
+        self,
+        tablet: int,
+        start: bytes,
+        end: bytes | None,
+        reverse: bool,
+        as_of: int,
+        count_max: int,
+        keys_max: int,
+        bytes_max: int,
+    ) -> tuple[list[Moment], bytes | None]:
+        return history_walk.scan(
+            self._history(tablet), start, end, reverse, as_of, count_max, keys_max, bytes_max
+        )
+
+    def history_excess(
+        self, tablet: int, start: bytes, bounds: Removable, keys_max: int, records_max: int
+    ) -> tuple[list[tuple[bytes, int, bool]], bytes | None]:
+        return history_walk.excess(self._history(tablet), start, bounds, keys_max, records_max)
+
+    def _history(self, tablet: int) -> MapCursor:
+        return self._copy(tablet).history.cursor()
 
     def free_bytes(self) -> int:
         return 0 if self.disk.full else self.disk.free
@@ -238,7 +305,11 @@ class MemoryEngine:
         return sum(
             len(value)
             for copy in self._opened().copies.values()
-            for values in (copy.log.items(None, None), copy.rows.items(None, None))
+            for values in (
+                copy.log.items(None, None),
+                copy.rows.items(None, None),
+                copy.history.items(None, None),
+            )
             for _, value in values
         )
 

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rocksdict import ColumnFamily, WriteBatch
 
+from ackord_node.adapters import history_walk
 from ackord_node.adapters.engine_rocksdb_check import disarm
-from ackord_node.adapters.engine_rocksdb_folder import DataFolder
+from ackord_node.adapters.engine_rocksdb_folder import FORMAT, FORMAT_WITHOUT_HISTORY, DataFolder
 from ackord_node.adapters.engine_rocksdb_log import Bounds, LogChanges, stored_bounds
 from ackord_node.adapters.engine_rocksdb_read import (
     INDEX_MAX,
     Cursor,
+    HistoryCursor,
     Records,
     log_index,
     log_key,
@@ -35,8 +37,10 @@ from ackord_node.adapters.engine_rocksdb_read import (
     tablet_of,
 )
 from ackord_node.adapters.engine_rocksdb_store import MIB, RocksStore, StoreLimits, engine_error
+from ackord_node.core.history import Moment, Removable, history_key
 from ackord_node.ports import Batch, EngineCorrupt, EngineError, EngineFailed, EngineForeign, EngineFull
 
+T = TypeVar("T")
 _UPPER = b"\xff" * 9  # behind every key of the spaces that are read whole
 
 
@@ -101,19 +105,21 @@ class RocksEngine:
     def _open_locked(self) -> None:
         if self._folder.is_void():
             raise EngineCorrupt(f"{self._folder.path} was found damaged when it was last open")
-        is_new = self._folder.format_version() is None
+        version = self._folder.format_version()
+        is_new = version is None
         self.suspect = self._folder.is_suspect()
-        self._store = self._open_store(is_new)
+        self._store = self._open_store(is_new, adds_history=version == FORMAT_WITHOUT_HISTORY)
         if is_new:
             self._check_new(self._store)
+        if version != FORMAT:
             self._folder.write_format()
 
-    def _open_store(self, is_new: bool) -> RocksStore:
+    def _open_store(self, is_new: bool, adds_history: bool) -> RocksStore:
         """Opens what a power loss leaves behind; what it does not leave, point-in-time and suspect (R13)."""
         path = self._folder.store_path
         try:
             disarm(path)
-            return RocksStore(path, self._limits, create=is_new)
+            return RocksStore(path, self._limits, create=is_new, adds_history=adds_history)
         except Exception as error:
             refusal = engine_error(error, f"open {path}")
         if isinstance(refusal, EngineFull):
@@ -122,7 +128,7 @@ class RocksEngine:
             raise self._void_or_failed(refusal)
         self._folder.mark_suspect()
         try:
-            store = RocksStore(path, self._limits, point_in_time=True)
+            store = RocksStore(path, self._limits, adds_history=adds_history, point_in_time=True)
         except Exception as error:
             raise engine_error(error, f"open {path} point-in-time after {refusal}") from error
         self.suspect = True
@@ -288,6 +294,44 @@ class RocksEngine:
             except Exception as error:
                 raise engine_error(error, "requests", tablet) from error
 
+    def history(
+        self, tablet: int, key: bytes, version_max: int, count_max: int
+    ) -> list[tuple[int, bytes | None]]:
+        return self._walk(tablet, lambda at: history_walk.versions(at, key, version_max, count_max))
+
+    def history_scan(
+        self,
+        tablet: int,
+        start: bytes,
+        end: bytes | None,
+        reverse: bool,
+        as_of: int,
+        count_max: int,
+        keys_max: int,
+        bytes_max: int,
+    ) -> tuple[list[Moment], bytes | None]:
+        return self._walk(
+            tablet,
+            lambda at: history_walk.scan(at, start, end, reverse, as_of, count_max, keys_max, bytes_max),
+        )
+
+    def history_excess(
+        self, tablet: int, start: bytes, bounds: Removable, keys_max: int, records_max: int
+    ) -> tuple[list[tuple[bytes, int, bool]], bytes | None]:
+        return self._walk(tablet, lambda at: history_walk.excess(at, start, bounds, keys_max, records_max))
+
+    def _walk(self, tablet: int, walk: Callable[[history_walk.Cursor], T]) -> T:
+        with self._swap:
+            cursor = HistoryCursor(self._live().history, tablet)
+            try:
+                found = walk(cursor)
+                cursor.check()
+            except Exception as error:
+                raise engine_error(error, "history", tablet) from error
+            finally:
+                cursor.close()
+            return found
+
     def snapshot(self, tablet: int) -> _RocksSnapshot:
         with self._swap:
             store = self._live()
@@ -296,6 +340,7 @@ class RocksEngine:
                 spaces = {
                     "rows": Cursor(store.rows, tablet_end(tablet)),
                     "requests": Cursor(store.requests, tablet_end(tablet)),
+                    "history": Cursor(store.history, tablet_end(tablet)),
                 }
                 if store.sequence() == sequence:  # else a batch came between the two
                     break
@@ -345,8 +390,9 @@ def _encoded(batch: Batch, changes: LogChanges, handles: dict[str, ColumnFamily]
     """The batch as RocksDB applies it, in the port's order; within it later entries win."""
     encoded = WriteBatch(raw_mode=True)
     meta, log, rows, requests = (handles[name] for name in ("meta", "log", "rows", "requests"))
+    history = handles["history"]
     for tablet in (*batch.clear, *batch.forget):
-        for space in (rows, log, requests):
+        for space in (rows, log, requests, history):
             encoded.delete_range(tablet_key(tablet), tablet_end(tablet), space)
     for tablet in batch.forget:
         encoded.delete(tablet_key(tablet), meta)
@@ -364,6 +410,10 @@ def _encoded(batch: Batch, changes: LogChanges, handles: dict[str, ColumnFamily]
                 encoded.delete(tablet_key(tablet) + key, space)
             else:
                 encoded.put(tablet_key(tablet) + key, value, space)
+    for tablet, key, version, row in batch.history:
+        encoded.put(tablet_key(tablet) + history_key(key, version, row is None), row or b"", history)
+    for tablet, key, version, is_deletion in batch.history_drop:
+        encoded.delete(tablet_key(tablet) + history_key(key, version, is_deletion), history)
     for name, value in batch.node.items():
         encoded.put(name.encode(), value, handles["node"])
     return encoded

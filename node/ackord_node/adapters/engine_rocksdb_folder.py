@@ -16,9 +16,10 @@ from pathlib import Path
 
 from ackord_node.ports import EngineForeign, EngineLocked
 
-FORMAT = 1
-# Format 1 is the first one. A program of format N + 1 lists N here too, and reads it.
-FORMATS_READ = frozenset({FORMAT})
+FORMAT = 2
+FORMAT_WITHOUT_HISTORY = 1  # the store has no space for versions of rows; it gets one when it is opened
+# A program of format N + 1 lists N here too, and reads it.
+FORMATS_READ = frozenset({FORMAT_WITHOUT_HISTORY, FORMAT})
 
 _BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's block size
 

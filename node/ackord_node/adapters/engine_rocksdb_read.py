@@ -60,6 +60,45 @@ class Cursor:
         self.iterator: RdictIter = source.iter(options)
 
 
+class HistoryCursor:
+    """A position among one tablet's versions of rows; `check` it at the end and `close` it whatever happens."""
+
+    __slots__ = ("_cursor", "_iterator", "_prefix")
+
+    def __init__(self, source: Rdict, tablet: int) -> None:
+        self._prefix = tablet_key(tablet)
+        self._cursor: Cursor | None = Cursor(source, tablet_end(tablet))
+        self._iterator: RdictIter = self._cursor.iterator
+
+    def seek(self, raw: bytes) -> None:
+        self._iterator.seek(self._prefix + raw)
+
+    def seek_back(self, raw: bytes) -> None:
+        self._iterator.seek_for_prev(self._prefix + raw)
+
+    def to_last(self) -> None:
+        self._iterator.seek_to_last()
+
+    def key(self) -> bytes | None:
+        key: bytes | None = self._iterator.key()
+        return key[TABLET_BYTES:] if key is not None and key.startswith(self._prefix) else None
+
+    def value(self) -> bytes:
+        return bytes(self._iterator.value())
+
+    def next(self) -> None:
+        self._iterator.next()
+
+    def check(self) -> None:
+        """Raises what was corrupt on the way."""
+        self._iterator.status()
+
+    def close(self) -> None:
+        """Lets go of the store, also where a traceback still holds this."""
+        self._cursor = None
+        del self._iterator
+
+
 def read_forward(
     source: Rdict,
     start: bytes,

@@ -32,7 +32,7 @@ from ackord_node.ports import EngineCorrupt, EngineError, EngineFailed, EngineFu
 
 MIB = 1 << 20
 
-_SPACES = ("node", "meta", "log", "rows", "requests")
+_SPACES = ("node", "meta", "log", "rows", "requests", "history")
 _FULL_TEXTS = ("No space left on device", "Disk quota exceeded")
 _STALL_TEXT = "Write stall"  # "Result incomplete: Write stall", or without the first word
 _STALL_PAUSE_S = 0.004
@@ -73,14 +73,20 @@ class RocksStore:
         limits: StoreLimits,
         *,
         create: bool = False,
+        adds_history: bool = False,
         point_in_time: bool = False,
         read_only: bool = False,
     ) -> None:
+        """``adds_history``: the store is of a format that had none; no other space may be missing."""
+        if adds_history:
+            _check_spaces(path)
         access = AccessType.read_only(False) if read_only else AccessType.read_write()
-        options = _store_options(limits, create=create, point_in_time=point_in_time)
+        options = _store_options(
+            limits, create=create, adds_history=adds_history, point_in_time=point_in_time
+        )
         self.is_read_only = read_only
         self._db = Rdict(str(path), options, _space_options(limits), access)
-        self.node, self.meta, self.log, self.rows, self.requests = (
+        self.node, self.meta, self.log, self.rows, self.requests, self.history = (
             self._db.get_column_family(name) for name in _SPACES
         )
         self._handles: dict[str, ColumnFamily] = {
@@ -125,11 +131,18 @@ class RocksStore:
                     opened.close()
 
 
-def _store_options(limits: StoreLimits, *, create: bool, point_in_time: bool) -> Options:
+def _check_spaces(path: Path) -> None:
+    """EngineCorrupt if more than the history is missing: a damaged manifest must not come up with empty spaces."""
+    missing = set(_SPACES) - {"history"} - set(Rdict.list_cf(str(path)))
+    if missing:
+        raise EngineCorrupt(f"the store in {path} has lost {', '.join(sorted(missing))}")
+
+
+def _store_options(limits: StoreLimits, *, create: bool, adds_history: bool, point_in_time: bool) -> Options:
     options = Options(raw_mode=True)
     # Only a new folder may create: a store that lost its CURRENT file must not come up empty.
     options.create_if_missing(create)
-    options.create_missing_column_families(create)
+    options.create_missing_column_families(create or adds_history)
     options.set_wal_recovery_mode(
         DBRecoveryMode.point_in_time() if point_in_time else DBRecoveryMode.tolerate_corrupted_tail_records()
     )
@@ -157,7 +170,10 @@ def _space_options(limits: StoreLimits) -> dict[str, Options]:
     rows.set_compression_type(DBCompressionType.lz4())
     # A range whose rows were deleted one by one is compacted soon, so that scans do not wade through it.
     rows.add_compact_on_deletion_collector_factory(4096, 2048, 0.5)
-    return {**small, "log": log, "rows": rows}
+    history = _one_space(cache, limits.write_buffer_bytes)
+    history.set_compression_type(DBCompressionType.lz4())
+    history.add_compact_on_deletion_collector_factory(4096, 2048, 0.5)
+    return {**small, "log": log, "rows": rows, "history": history}
 
 
 def _one_space(cache: Cache, write_buffer_bytes: int) -> Options:

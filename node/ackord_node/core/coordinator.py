@@ -7,9 +7,12 @@ members it reaches whether its own disk rolled back). Membership changes are in 
 
 from __future__ import annotations
 
+from typing import Any
+
 from ackord.errors import Unavailable
 from ackord_node.core import messages as m
-from ackord_node.core.effects import Writes
+from ackord_node.core.effects import RowsRead, Writes
+from ackord_node.core.expiry import Expiry
 from ackord_node.core.membership import Membership
 from ackord_node.core.progress import NEVER, Progress
 from ackord_node.core.reads import Reads
@@ -34,7 +37,8 @@ class Coordinator:
         }
         self.membership = Membership(state, won, self.start, self.progress, now)
         self.replication = Replication(state, self.epoch, self.progress)
-        self.writes = WritePath(state, reads)
+        self.expiry = Expiry(state, self.progress, self._append)
+        self.writes = WritePath(state, reads, self.expiry)
         self._asked_at = now
         self._unanswered = {node for node in self.progress if node in state.peers_up}
         self._beacon_at = now
@@ -134,7 +138,8 @@ class Coordinator:
         p = self._heard(node, incarnation, message, now)
         if p is None:
             return
-        _, _, _, copy_id, sent_at, request, end, flags = message
+        _, _, _, copy_id, sent_at, request, end, flags = message[:8]
+        p.wall_ms = message[8] if len(message) > 8 else 0
         p.authority = max(p.authority, sent_at + self._s.config.timing.lease)
         p.flags = flags
         if end < p.confirmed and sent_at > p.confirmed_at:
@@ -246,6 +251,25 @@ class Coordinator:
             return Unavailable("the new coordinator is settling", reason="settling", retry_after_ms=20)
         return self.membership.write_refusal()
 
+    def _append(self, groups: list[Any]) -> bool:
+        """An entry of the coordinator's own; False if none may be appended now."""
+        s = self._s
+        if self._write_refusal() is not None or s.commit < self.start:
+            return False
+        self.writes.append_own(groups, self.epoch)
+        return True
+
+    def rows_read(self, event: RowsRead, now: float) -> None:
+        self.expiry.rows_read(event, self._reads.stored_row)
+        self.replication.send_all(now)
+
+    def advance_version(self, version: int, now: float) -> None:
+        """A read as of ``version`` waits until no write can get it any more."""
+        s = self._s
+        if version > s.last_version and self._write_refusal() is None:
+            self.writes.append_own([[None, 0]], self.epoch, version)
+            self.replication.send_all(now)
+
     def stored(self, now: float) -> None:
         self._settle(now)
         self._try_commit(now)
@@ -263,6 +287,7 @@ class Coordinator:
         if now >= self._beacon_at:
             self._beacon(now)
         self.writes.expire(now)
+        self.expiry.tick([x.node for x in sorted(self.membership.required) if x.node != self._s.node], now)
         self.replication.tick(now)
         self.membership.tick(now)
         self._try_commit(now)
@@ -271,4 +296,4 @@ class Coordinator:
     @property
     def wake_at(self) -> float:
         timing = self._s.config.timing
-        return min(self._beacon_at, self._last_tick + timing.beacon_interval / 2)
+        return min(self._beacon_at, self._last_tick + timing.beacon_interval / 2, self.expiry.wake_at)

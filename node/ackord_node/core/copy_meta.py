@@ -34,6 +34,7 @@ class CopyMeta:
     descriptor: bytes | None = None
     descriptor_version: int = -1
     recovered: int = 0
+    clock_ms: int = 0  # of the tablet at ``applied`` (rule R20); written only once it runs
 
     def encode(self) -> bytes:
         return packb(
@@ -52,6 +53,7 @@ class CopyMeta:
                 self.descriptor_version,
                 self.recovered,
             ]
+            + [self.clock_ms] * bool(self.clock_ms)
         )
 
     @classmethod
@@ -79,7 +81,7 @@ class CopyMeta:
             descriptor,
             version,
             rec,
-        ) = raw
+        ) = raw[:13]
         return cls(
             copy_id,
             promised,
@@ -93,6 +95,7 @@ class CopyMeta:
             descriptor,
             version,
             rec,
+            raw[13] if len(raw) > 13 else 0,
         )
 
 

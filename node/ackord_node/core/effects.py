@@ -73,6 +73,13 @@ class ReadLog:
 
 
 @dataclass(slots=True)
+class ReadRows:
+    """The sweep wants stored rows from the key ``start`` on: ``RowsRead`` brings some (rule R20)."""
+
+    start: bytes
+
+
+@dataclass(slots=True)
 class OpenSnapshot:
     """A member needs what the log no longer holds; ``SnapshotChunk`` brings the pieces, one at a time."""
 
@@ -109,6 +116,7 @@ Effect = (
     | AcquireLock
     | ReleaseLock
     | ReadLog
+    | ReadRows
     | OpenSnapshot
     | NextChunk
     | CloseSnapshot
@@ -138,7 +146,7 @@ class LockOutcome(enum.Enum):
 
 @dataclass(slots=True)
 class Tick:
-    pass
+    wall_ms: int = 0  # of this node's wall clock; 0: not known
 
 
 @dataclass(slots=True)
@@ -206,13 +214,29 @@ class LogRead:
 
 
 @dataclass(slots=True)
+class RowsRead:
+    """Stored rows from ``start`` on, and where the next ones begin; ``next`` None: there are no more."""
+
+    start: bytes
+    rows: list[tuple[bytes, bytes]]
+    next: bytes | None
+
+
+@dataclass(slots=True)
+class AdvanceVersion:
+    """Somebody reads as of this version, which no write has reached: none may get it any more."""
+
+    version: int
+
+
+@dataclass(slots=True)
 class SnapshotChunk:
     """``header`` is present on the first chunk only: what ``CopyMeta`` of the source says of the state."""
 
     node: str
     snapshot_id: int
     number: int
-    space: str  # "rows", "requests", or "end"
+    space: str  # "rows", "requests", "history", or "end"
     records: list[tuple[bytes, bytes]]
     header: list[Any] | None
 
@@ -291,6 +315,8 @@ Event = (
     | LockDone
     | Durable
     | LogRead
+    | RowsRead
+    | AdvanceVersion
     | SnapshotChunk
     | SnapshotFailed
     | Corrupted
@@ -315,7 +341,9 @@ class TabletBatch:
     log: list[tuple[int, int, bytes]] = field(default_factory=list)
     rows: list[tuple[int, bytes, bytes | None]] = field(default_factory=list)
     requests: list[tuple[int, bytes, bytes | None]] = field(default_factory=list)
+    history: list[tuple[int, bytes, int, bytes | None]] = field(default_factory=list)
     end: int = 0  # the log's end as of this batch
     applied: int = 0
+    clock_ms: int = 0  # of the tablet at ``applied`` (rule R20)
     promised: int = 0
     generation: int = 0  # of the copy; a batch taken before the copy was rebuilt says nothing of the new one

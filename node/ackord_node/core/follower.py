@@ -220,11 +220,10 @@ class Follower:
             )
             request = now if wants else -1
             self._promise(now)
-            s.send(
-                source,
-                [m.BEACON_CONFIRM, s.tablet, s.promised, s.copy_id, sent_at, request, s.durable, flags],
-                urgent=True,
-            )
+            confirm = [m.BEACON_CONFIRM, s.tablet, s.promised, s.copy_id, sent_at, request, s.durable, flags]
+            if s.tells_wall:
+                confirm.append(s.wall_ms(now))
+            s.send(source, confirm, urgent=True)
         if s.suspect:
             return
         index = min(s.durable, self.matched)  # more may be on its way to the disk: what is there counts now

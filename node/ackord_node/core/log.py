@@ -34,8 +34,10 @@ class Entry:
 
     ``groups`` is a list of ``[client, registered, floor, seqs, keys, values]``, one for each client:
     ``keys[i]`` None marks a write that was refused and is recorded with the error code ``values[i]``;
-    ``values[i]`` None deletes the row. The k-th write of the entry has version ``version + k``. A group
-    ``[None, cutoff]`` collects clients (rule R16).
+    ``values[i]`` None deletes the row. The k-th write of the entry has version ``version + k``. A seventh item,
+    where there is one, lists ``[i, row]`` for the writes whose answer carries a row: True stands for ``values[i]``.
+    A group ``[None, cutoff]`` collects clients (rule R16; cutoff 0: none), ``[None, 0, clock_ms]`` sets the tablet's
+    clock (rule R20). An entry without writes still takes its version, so that no later one is below it.
     """
 
     __slots__ = ("epoch", "groups", "index", "last_version", "record", "version")
@@ -48,6 +50,11 @@ class Entry:
         self.record = record
         count = sum(len(g[3]) for g in groups if g[0] is not None)
         self.last_version = version + max(count, 1) - 1
+
+    @property
+    def clock_ms(self) -> int:
+        """The reading of the tablet's clock that it brings (rule R20); 0: none."""
+        return max((g[2] for g in self.groups if g[0] is None and len(g) > 2), default=0)
 
     @classmethod
     def create(cls, tablet: int, epoch: int, index: int, version: int, groups: list[Any]) -> Entry:
@@ -78,6 +85,16 @@ class Entry:
                 for key, value in zip(group[4], group[5], strict=True):
                     if key is not None:
                         yield key, value
+
+    def versions(self) -> Iterable[tuple[bytes, int, bytes | None]]:
+        """(key, version, row or None) of every row change, in order."""
+        version = self.version
+        for group in self.groups:
+            if group[0] is not None:
+                for at, key in enumerate(group[4]):
+                    if key is not None:
+                        yield key, version + at, group[5][at]
+                version += len(group[3])
 
 
 class Log:

@@ -18,7 +18,7 @@ APPEND = 1  # tablet, epoch, previous index, previous epoch, commit point, [reco
 CONFIRM = 2  # tablet, epoch, copy_id, index: on disk up to here
 MISMATCH = 3  # tablet, epoch, copy_id, probed index, safe index: the prefix does not match at the probe
 BEACON = 4  # tablet, epoch, sent at, commit point, start, lease request, granted seconds, grantee, recovered
-BEACON_CONFIRM = 5  # tablet, epoch, copy_id, beacon time, lease request (own time or -1), end, flags
+BEACON_CONFIRM = 5  # tablet, epoch, copy_id, beacon time, lease request (or -1), end, flags[, wall_ms]
 INQUIRE = 6  # tablet, epoch, inquiry id (echoed)
 INQUIRE_ANSWER = 7  # tablet, epoch, copy_id, inquiry id, last epoch, last index, commit point, recovered
 HANDOVER = 8  # tablet, epoch, successor's incarnation
@@ -45,8 +45,8 @@ def checksum(records: list[Any]) -> int:
 # What fields may be. A peer of this cluster is believed (it may be late or dead, but does not lie); a message that no
 # node can have sent shows a bug or damage on the way, and must not get as far as a tablet's state.
 INT63_END = 1 << 63
-_SPACES = ("rows", "requests", "end")
-_HEADER_COUNT = 5  # of a snapshot: index, epoch, last version, collected below, the replaced copy_id
+_SPACES = ("rows", "requests", "history", "end")
+_HEADER_COUNTS = (5, 6)  # of a snapshot: index, epoch, last version, collected below, replaced copy_id[, clock_ms]
 
 
 def _is_natural(value: Any) -> bool:
@@ -75,7 +75,7 @@ def _is_space(value: Any) -> bool:
 
 def _is_header(value: Any) -> bool:
     return value is None or (
-        type(value) is list and len(value) == _HEADER_COUNT and all(map(_is_natural, value))
+        type(value) is list and len(value) in _HEADER_COUNTS and all(map(_is_natural, value))
     )
 
 
@@ -87,7 +87,7 @@ FIELDS: dict[int, tuple[Callable[[Any], bool], ...]] = {
     CONFIRM: (_N, _N, _N, _N),
     MISMATCH: (_N, _N, _N, _N, _N),
     BEACON: (_N, _N, _T, _N, _N, _T, _T, _N, _N),
-    BEACON_CONFIRM: (_N, _N, _N, _T, _T, _N, _N),
+    BEACON_CONFIRM: (_N, _N, _N, _T, _T, _N, _N, _N),
     INQUIRE: (_N, _N, _N),
     INQUIRE_ANSWER: (_N, _N, _N, _N, _N, _N, _N, _N),
     HANDOVER: (_N, _N, _N),
@@ -99,6 +99,9 @@ FIELDS: dict[int, tuple[Callable[[Any], bool], ...]] = {
     STOPPING: (_N, _N),
 }
 
+# kind -> how many of its last fields senders leave out that have nothing to say in them
+OPTIONAL = {BEACON_CONFIRM: 1}
+
 
 def check(message: Any) -> Message:
     """The message if each of its fields can be one; ValueError otherwise."""
@@ -106,13 +109,11 @@ def check(message: Any) -> Message:
         raise ValueError(f"peer message is not a list of kind, tablet and epoch: {type(message).__name__}")
     kind = message[0]
     fields = FIELDS.get(kind)
-    if fields is None or len(message) != len(fields) + 1:
+    if fields is None or len(message) - 1 not in (len(fields), len(fields) - OPTIONAL.get(kind, 0)):
         raise ValueError(f"peer message of kind {kind} with {len(message) - 1} fields")
-    for at, is_right in enumerate(fields, start=1):
-        if not is_right(message[at]):
-            raise ValueError(
-                f"peer message of kind {kind}: field {at} is wrong ({type(message[at]).__name__})"
-            )
+    for at, (is_right, value) in enumerate(zip(fields, message[1:], strict=False), start=1):
+        if not is_right(value):
+            raise ValueError(f"peer message of kind {kind}: field {at} is wrong ({type(value).__name__})")
     if kind == APPEND:
         _check_run(message[3], message[6])
     return message

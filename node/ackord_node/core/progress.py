@@ -37,6 +37,7 @@ class Progress:
     grant: tuple[float, float, int, float] | None = (
         None  # (request, seconds, incarnation, made at) for the next beacon
     )
+    wall_ms: int = 0  # its wall clock, as it last told (rule R20); 0: it has not
     # -- membership
     flags: int = 0
     revoking: bool = False  # no grants; it is being removed
@@ -62,6 +63,7 @@ class Progress:
         self.copy_id = copy_id
         self.incarnation = incarnation
         self.leaving = False
+        self.wall_ms = 0
         self.probe()
 
     def probe(self) -> None:

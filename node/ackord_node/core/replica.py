@@ -12,10 +12,12 @@ from typing import Any
 
 from ackord.errors import Unavailable
 from ackord.wire.messages import error_to_wire
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
 from ackord_node.core.coordinator import Coordinator
 from ackord_node.core.follower import Follower
+from ackord_node.core.invariants import check_invariants
 from ackord_node.core.reads import Reads
 from ackord_node.core.state import CoreConfig, RowReader, StoredCopy, TabletState
 from ackord_node.core.takeover import Takeover, Won
@@ -36,8 +38,9 @@ class Replica:
         rows: RowReader,
         new_copy_id: Callable[[], int],
         now: float,
+        options: TableOptions = DEFAULT_OPTIONS,
     ) -> None:
-        self.state = TabletState(node, incarnation, copy, config, rows, new_copy_id, now)
+        self.state = TabletState(node, incarnation, copy, config, rows, new_copy_id, now, options)
         self.reads = Reads(self.state)
         self.follower = Follower(self.state, now)
         self.takeover = Takeover(self.state)
@@ -54,6 +57,8 @@ class Replica:
             e.LockDone: self._lock_done,
             e.Durable: self._durable,
             e.LogRead: self._log_read,
+            e.RowsRead: self._rows_read,
+            e.AdvanceVersion: self._advance_version,
             e.SnapshotChunk: self._snapshot_chunk,
             e.SnapshotFailed: self._snapshot_failed,
             e.Corrupted: self._corrupted,
@@ -134,6 +139,8 @@ class Replica:
         if not self.may_read(now):
             return None
         pending, unapplied, stored = s.overlay.pending, s.overlay.unapplied, s.rows.get
+        if self.reads.shown_part is not None:
+            return self.reads.get_shown(request, keys, self.coordinator is None, now + READ_WAIT_S)
         if self.coordinator is not None or not pending:
             if not unapplied:
                 return s.rows.get_many(keys), []
@@ -145,6 +152,13 @@ class Replica:
             None if key in pending else unapplied[key][1] if key in unapplied else stored(key) for key in keys
         ]
         return rows, late
+
+    def has_pending_in(self, start: bytes, end: bytes | None) -> bool:
+        """Whether a read of this range must wait for the commit point, which a coordinator's never must."""
+        clock = self.state.clock
+        if self.coordinator is not None:
+            return False
+        return clock.at_end > clock.at_commit or self.reads.has_pending_in(start, end)
 
     # ------------------------------------------------------------------------------- messages
 
@@ -353,6 +367,14 @@ class Replica:
         if self.coordinator is not None:
             self.coordinator.replication.log_read(event, now)
 
+    def _rows_read(self, event: e.RowsRead, now: float) -> None:
+        if self.coordinator is not None:
+            self.coordinator.rows_read(event, now)
+
+    def _advance_version(self, event: e.AdvanceVersion, now: float) -> None:
+        if self.coordinator is not None:
+            self.coordinator.advance_version(event.version, now)
+
     def _snapshot_chunk(self, event: e.SnapshotChunk, now: float) -> None:
         if self.coordinator is not None:
             self.coordinator.replication.snapshot_chunk(event, now)
@@ -444,6 +466,8 @@ class Replica:
 
     def _tick(self, event: e.Tick, now: float) -> None:
         self._tick_at = now + self.state.config.timing.beacon_interval
+        if event.wall_ms:
+            self.state.wall_read(event.wall_ms, now)
         self.reads.refuse(_MOVED, now)
         if self.coordinator is not None:
             self.coordinator.tick(now)
@@ -451,34 +475,8 @@ class Replica:
             self.follower.tick(now)
             self.takeover.poll(now)
 
-    # ------------------------------------------------------------------------------ invariants
-
     def check_invariants(self) -> None:
-        """Raises AssertionError if the state contradicts itself; tests call it after every step."""
-        s, log = self.state, self.state.log
-        assert s.applied <= s.commit <= log.end, f"applied {s.applied}, commit {s.commit}, end {log.end}"
-        assert s.durable <= log.end, f"durable {s.durable} beyond the log's end {log.end}"
-        assert s.promised_durable <= s.promised
-        assert log.first <= s.applied + 1, "entries that are not applied are in memory"
-        assert log.trimmed < log.first
-        for entry in log.entries[-8:]:  # older ones were checked when they were the newest
-            assert log.get(entry.index) is entry
-            assert entry.epoch == log.epoch_at(entry.index)
-        pending = {key for x in log.entries if x.index > s.commit for key, _ in x.changes()}
-        assert set(s.overlay.pending) == pending, "the overlay holds exactly what is pending"
-        unapplied = {key for x in log.entries if s.applied < x.index <= s.commit for key, _ in x.changes()}
-        assert set(s.overlay.unapplied) == unapplied, "the overlay holds exactly what is not applied"
-        c = self.coordinator
-        if c is None:
-            assert self.follower.matched <= log.end
-            return
-        assert s.promised == c.epoch, "a coordinator that promised a later epoch has stepped down"
-        assert s.me in c.membership.in_sync, "the coordinator is in sync itself"
-        for p in c.progress.values():
-            assert p.confirmed <= log.end
-            assert p.granted_raw <= p.granted_until or p.leaving
-        if c.is_active and len(c.membership.in_sync) < c.membership.descriptor.min_in_sync:
-            assert c.membership.write_refusal() is not None
+        check_invariants(self)
 
 
 _FROM_COORDINATOR = frozenset((m.APPEND, m.BEACON, m.COMMIT, m.SNAPSHOT))

@@ -6,36 +6,48 @@ the state at its log's end; the log then carries the resulting row, so that repl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from ackord.errors import Conflict, InvalidRequest
-from ackord.wire.keys import INT64_MAX, INT64_MIN
+from ackord.errors import Conflict, InvalidRequest, Unavailable
+from ackord.wire.expressions import compiled
+from ackord.wire.keys import INT64_MAX, INT64_MIN, KeySchema
 from ackord.wire.limits import Limits
 from ackord.wire.messages import (
     COND_IF_ABSENT,
     COND_IF_EXISTS,
     COND_IF_VERSION,
     COND_NONE,
+    COND_WHERE,
     KIND_DELETE,
     KIND_PUT,
+    KIND_PUT_AUTO,
     KIND_UPDATE,
+    row_columns,
     row_version,
 )
-from ackord.wire.values import check_columns, check_update, decode_columns, encode_columns
+from ackord.wire.values import Update, check_columns, check_update, decode_columns, encode_columns
 
 ReadRow = Callable[[bytes], bytes | None]
 
 
-def check_op(op: list[Any], limits: Limits) -> Any:
-    """Validates a write's body without looking at any row: InvalidRequest if it can never succeed. Returns
-    what ``apply_op`` wants to know of the body."""
+def check_op(op: list[Any], limits: Limits, schema: KeySchema | None = None) -> Any:
+    """Validates a write's body and condition without looking at any row: InvalidRequest if it can never succeed.
+    Returns what ``apply_op`` wants to know of the body."""
     kind = op[1]
+    if op[4] == COND_WHERE:
+        compiled(op[5][2], schema, limits)
     if kind == KIND_PUT:
         check_columns(op[3], limits)
         return op[3]
     if kind == KIND_UPDATE:
         return check_update(op[3], limits)
+    if kind == KIND_PUT_AUTO:
+        if op[4] != COND_NONE:
+            raise InvalidRequest("a key that ends with AUTO is new: it takes no condition", field="condition")
+        check_columns(op[3], limits)
+        return op[3]
     return None
 
 
@@ -43,7 +55,9 @@ def needs_row(op: list[Any]) -> bool:
     return bool(op[4] != COND_NONE or op[1] == KIND_UPDATE)
 
 
-def apply_op(op: list[Any], body: Any, read_row: ReadRow, limits: Limits) -> bytes | None:
+def apply_op(
+    op: list[Any], body: Any, read_row: ReadRow, limits: Limits, schema: KeySchema | None = None
+) -> bytes | None:
     """The columns blob that the row will have, None if it will be deleted.
 
     Raises Conflict if the condition does not hold and InvalidRequest if the current row does not allow
@@ -51,15 +65,43 @@ def apply_op(op: list[Any], body: Any, read_row: ReadRow, limits: Limits) -> byt
     """
     current = read_row(op[2]) if needs_row(op) else None
     if op[4] != COND_NONE:
-        _check_condition(op[4], op[5], current)
-    if op[1] == KIND_PUT:
+        check_condition(op, current, limits, schema)
+    if op[1] == KIND_PUT or op[1] == KIND_PUT_AUTO:
         return bytes(body)
     if op[1] == KIND_DELETE:
         return None
-    return _updated(current, body, limits)
+    return updated(current, body, limits)
 
 
-def _check_condition(condition: int, wanted: int | None, current: bytes | None) -> None:
+def new_key(op: list[Any], version: int, read_row: ReadRow, schema: KeySchema | None) -> bytes:
+    """The key of a KIND_PUT_AUTO that becomes ``version``: strictly increasing, because versions are. A row of
+    that key can only have been put there by hand, ahead of the clock; it is never overwritten: Unavailable, and a
+    later version is free."""
+    if schema is None:
+        raise InvalidRequest("this tablet has no AUTO column", field="key")
+    key = schema.complete_auto(op[2], version)
+    if read_row(key) is not None:
+        raise Unavailable(
+            f"the next number, {version}, has a row already, put there by hand",
+            reason="number_taken",
+            retry_after_ms=5,
+        )
+    return key
+
+
+def check_condition(op: list[Any], current: bytes | None, limits: Limits, schema: KeySchema | None) -> None:
+    condition, wanted = op[4], op[5]
+    if condition == COND_WHERE:
+        condition, wanted, expression = wanted
+        _check_plain(condition, wanted, current)
+        if not compiled(expression, schema, limits).holds(op[2], current):
+            there = "there is no row" if current is None else f"the row has version {row_version(current)}"
+            raise Conflict(f"where does not hold: {there}", condition="where")
+    else:
+        _check_plain(condition, wanted, current)
+
+
+def _check_plain(condition: int, wanted: int | None, current: bytes | None) -> None:
     if condition == COND_IF_VERSION:
         found = row_version(current) if current is not None else None
         if found != wanted:
@@ -75,24 +117,39 @@ def _check_condition(condition: int, wanted: int | None, current: bytes | None) 
         raise Conflict("if_exists does not hold: there is no row", condition="if_exists")
 
 
-def _updated(current: bytes | None, body: Any, limits: Limits) -> bytes:
-    changes, removed, increments = body
-    columns = decode_columns(current[8:]) if current is not None else {}
-    for name in removed:
+def updated(current: bytes | None, update: Update, limits: Limits) -> bytes:
+    """The columns blob after an update of the row."""
+    columns = decode_columns(row_columns(current)) if current is not None else {}
+    return encode_columns(updated_columns(columns, update), limits)
+
+
+def updated_columns(columns: dict[str, Any], update: Update) -> dict[str, Any]:
+    """The same columns after the update."""
+    for name in update.delete:
         columns.pop(name, None)
-    columns.update(changes)
-    for name, amount in increments.items():
-        columns[name] = _incremented(name, columns.get(name, 0), amount)
-    return encode_columns(columns, limits)
+    columns.update(update.set)
+    for name, amount in update.increment.items():
+        columns[name] = incremented(name, columns.get(name), amount)
+    for name, items in update.append.items():
+        value = columns.get(name, [])
+        if type(value) is not list:
+            raise InvalidRequest(
+                f"append to column {name!r}: its value is {type(value).__name__}, a list is needed",
+                field=name,
+            )
+        columns[name] = value + items
+    return columns
 
 
-def _incremented(name: str, value: Any, amount: int) -> int:
-    if type(value) is not int:
-        raise InvalidRequest(
-            f"increment of column {name!r}: its value is {type(value).__name__}, an int is needed", field=name
-        )
-    total = value + amount
-    if not INT64_MIN <= total <= INT64_MAX:
+def incremented(name: str, value: Any, amount: int | float) -> int | float:
+    """A column keeps its type: an int stays exact and takes ints only, a float takes both. An absent column
+    (None) begins as the amount. InvalidRequest if the result would leave 64 bits or the finite floats."""
+    if value is None:
+        return amount
+    if type(value) is int and type(amount) is int:
+        total = value + amount
+        if INT64_MIN <= total <= INT64_MAX:
+            return total
         raise InvalidRequest(
             f"increment of column {name!r} by {amount} gives {total}, beyond 64 bits "
             f"({INT64_MIN} to {INT64_MAX})",
@@ -100,4 +157,22 @@ def _incremented(name: str, value: Any, amount: int) -> int:
             value=total,
             limit=INT64_MAX,
         )
-    return total
+    if type(value) is float:
+        result = value + amount
+        if math.isfinite(result):
+            return result
+        raise InvalidRequest(
+            f"increment of column {name!r}: {value} + {amount} is no finite float",
+            field=name,
+            value=str(value),
+        )
+    if type(value) is int:
+        raise InvalidRequest(
+            f"increment of column {name!r}: its value is an int and stays exact, a float cannot be added",
+            field=name,
+            value=amount,
+        )
+    raise InvalidRequest(
+        f"increment of column {name!r}: its value is {type(value).__name__}, an int or a float is needed",
+        field=name,
+    )

@@ -10,9 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from ackord.wire.keys import KeySchema
 from ackord.wire.limits import Limits
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.effects import Effect, Note, Persist, ReleaseLock, Send, TabletBatch
+from ackord_node.core.expiry import TabletClock
+from ackord_node.core.history import Moment, Recent, Retention, split_history_key
 from ackord_node.core.log import Entry, Log
 from ackord_node.core.messages import Message
 from ackord_node.core.overlay import Overlay
@@ -26,6 +30,10 @@ class RowReader(Protocol):
     def get(self, key: bytes) -> bytes | None: ...
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]: ...
+
+    def history(self, key: bytes, version_max: int, count_max: int) -> list[tuple[int, bytes | None]]: ...
+
+    def moment(self, key: bytes, as_of: int, count_max: int) -> Moment: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +64,19 @@ class TabletState:
         rows: RowReader,
         new_copy_id: Callable[[], int],
         now: float,
+        options: TableOptions = DEFAULT_OPTIONS,
     ) -> None:
         meta = copy.meta
         self.node = node
         self.incarnation = incarnation
         self.tablet = copy.tablet
         self.config = config
+        self.options = options
+        keep_ms = config.limits.tombstone_keep_ms
+        self.retention = Retention(options, keep_ms) if options.has_history else None
+        self._wall = (0, now)  # this node's wall clock, and when it was read
         self.rows = rows
+        self.schema: KeySchema | None = None  # of the table's keys; set before there are writes
         self.out: list[Effect] = []
         self._new_copy_id = new_copy_id
         self._load(copy)
@@ -100,6 +114,7 @@ class TabletState:
         self._durable_cap: int | None = None  # lowest cut since the batch in flight was taken
         self._fill_rows: list[tuple[int, bytes, bytes | None]] = []
         self._fill_requests: list[tuple[int, bytes, bytes | None]] = []
+        self._fill_history: list[tuple[int, bytes, int, bytes | None]] = []
         if meta.filling:
             self.discard_copy(filling=False)
 
@@ -116,6 +131,8 @@ class TabletState:
         self.log.first = meta.applied + 1
         self.log.entries = []
         self.overlay = Overlay()
+        self.recent = Recent()
+        self.clock = TabletClock(self.options, meta.clock_ms)
         self.requests = RequestTable(meta.collected_below)
         self.requests.load(copy.requests)
         self.applied = self.commit = meta.applied
@@ -123,9 +140,10 @@ class TabletState:
         for entry in copy.entries:
             self.log.append(entry)
             self.overlay.appended(entry)
+            self.clock.appended(entry)
             self.last_version = entry.last_version
         self.durable = self.log.end
-        self.applied_version = meta.last_version
+        self.applied_version = self.commit_version = meta.last_version
 
     # ------------------------------------------------------------------------------ shorthands
 
@@ -140,6 +158,19 @@ class TabletState:
     @property
     def is_in_sync(self) -> bool:
         return self.descriptor is not None and self.me in self.descriptor.in_sync
+
+    def wall_ms(self, now: float) -> int:
+        """This node's wall clock, from its last reading on; 0 if there was none yet."""
+        read_ms, read_at = self._wall
+        return read_ms + int((now - read_at) * 1000) if read_ms else 0
+
+    @property
+    def tells_wall(self) -> bool:
+        """Whether the tablet's clock may run, so that the coordinator needs this node's wall clock (rule R20)."""
+        return bool(self.clock.at_end or self.options.ttl_ms or self.retention)
+
+    def wall_read(self, wall_ms: int, now: float) -> None:
+        self._wall = (wall_ms, now)
 
     def next_ticket(self) -> int:
         """A number for a request to the outside; answers to an earlier role's requests name another."""
@@ -157,6 +188,7 @@ class TabletState:
     def append(self, entry: Entry) -> None:
         self.log.append(entry)
         self.overlay.appended(entry)
+        self.clock.appended(entry)
         self.last_version = entry.last_version
         self.want_persist()
 
@@ -165,7 +197,9 @@ class TabletState:
         if index <= self.commit:
             raise ValueError(f"cut at {index}, but {self.commit} is committed")
         self.log.cut(index)
-        self.overlay.rebuilt([e for e in self.log.entries if e.index > self.commit])
+        pending = [e for e in self.log.entries if e.index > self.commit]
+        self.overlay.rebuilt(pending)
+        self.clock.rebuilt(pending)
         last = self.log.get(self.log.end)
         self.last_version = last.last_version if last is not None else self.applied_version
         self.durable = min(self.durable, index - 1)
@@ -188,6 +222,10 @@ class TabletState:
                 )
             self.overlay.committed(entry)
             self.requests.apply(entry)
+            self.clock.committed(entry)
+            if self.retention is not None:
+                self.recent.committed(entry)
+            self.commit_version = entry.last_version
         self.commit = index
         self.out.append(Persist(lazy=True))
         return True
@@ -206,29 +244,39 @@ class TabletState:
         self.suspect = False
         self.log.reset(0, 0)
         self.overlay.clear()
+        self.recent.clear()
+        self.clock.filled(0)
         self.requests = RequestTable()
         self.applied = self.commit = self.durable = self._written = self._applied_taken = 0
-        self.last_version = self.applied_version = 0
+        self.last_version = self.applied_version = self.commit_version = 0
         self._clear, self._cut, self._durable_cap = True, None, None
         self._fill_rows.clear()
         self._fill_requests.clear()
+        self._fill_history.clear()
         self.want_meta()
 
     def fill(self, space: str, records: list[tuple[bytes, bytes]]) -> None:
         """Takes a chunk of a snapshot."""
         if space == "rows":
             self._fill_rows.extend((self.tablet, key, value) for key, value in records)
+        elif space == "history":
+            for raw, value in records:
+                key, version, is_deletion = split_history_key(raw)
+                self._fill_history.append((self.tablet, key, version, None if is_deletion else value))
         else:
             self._fill_requests.extend((self.tablet, key, value) for key, value in records)
             self.requests.load(records)
         self.want_persist()
 
-    def filled(self, index: int, epoch: int, last_version: int, collected_below: int) -> None:
+    def filled(
+        self, index: int, epoch: int, last_version: int, collected_below: int, clock_ms: int = 0
+    ) -> None:
         """The snapshot is complete: the copy holds the state at ``index``."""
         self.log.reset(index, epoch)
         self.applied = self.commit = self._written = self._applied_taken = index
         self.durable = 0  # until the batch with the last chunk is on disk
-        self.last_version = self.applied_version = last_version
+        self.last_version = self.applied_version = self.commit_version = last_version
+        self.clock.filled(clock_ms)
         self.requests.collected_below = collected_below
         self.filling = False
         self.want_meta()
@@ -256,7 +304,7 @@ class TabletState:
             or self._clear
             or self._written < self.log.end
             or self._cut is not None
-            or bool(self._fill_rows or self._fill_requests)
+            or bool(self._fill_rows or self._fill_requests or self._fill_history)
         )
 
     def take_batch(self) -> TabletBatch | None:
@@ -274,9 +322,11 @@ class TabletState:
         self._written = batch.end = self.log.end
         batch.rows, self._fill_rows = self._fill_rows, []
         batch.requests, self._fill_requests = self._fill_requests, []
+        batch.history, self._fill_history = self._fill_history, []
         self._take_applied(batch)
         self._take_trim(batch)
         batch.meta, self._meta_dirty = self.meta().encode(), False
+        batch.clock_ms = self.clock.at_store
         self._in_flight, self._durable_cap = batch, None
         return batch
 
@@ -288,6 +338,9 @@ class TabletState:
             self.applied_version = entry.last_version
             for key, value in entry.changes():
                 rows.append((tablet, key, value))
+            if self.retention is not None:
+                batch.history.extend((tablet, *change) for change in entry.versions())
+            self.clock.at_store = max(self.clock.at_store, entry.clock_ms)
         self._applied_taken = batch.applied = self.commit
         batch.requests.extend((tablet, client, record) for client, record in self.requests.take_dirty())
 
@@ -316,6 +369,7 @@ class TabletState:
             descriptor=self._encoded_descriptor(),
             descriptor_version=self.descriptor_version,
             recovered=self.recovered,
+            clock_ms=self.clock.at_store,
         )
 
     def _encoded_descriptor(self) -> bytes | None:
@@ -335,7 +389,10 @@ class TabletState:
                 entry = self.log.get(index)
                 assert entry is not None
                 self.overlay.applied(entry)
+                if self.retention is not None:
+                    self.recent.applied(entry)
             self.applied = max(self.applied, batch.applied)
+            self.clock.durable = max(self.clock.durable, batch.clock_ms)
             self.log.release(self.applied, self.config.log.memory_bytes)
         self._durable_cap = None
         if self.has_unstored:
@@ -351,6 +408,7 @@ class TabletState:
             self._written = min(self._written, batch.log[0][1] - 1) if batch.log else self._written
             self._applied_taken = self.applied
             self._fill_rows = [] if not self.filling else batch.rows + self._fill_rows
+            self._fill_history = [] if not self.filling else batch.history + self._fill_history
             for _, client, _ in batch.requests:
                 self.requests.dirty[client] = None
         self._meta_dirty = True

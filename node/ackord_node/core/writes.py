@@ -12,11 +12,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ackord.errors import BY_CODE, Conflict, Error, OutcomeUnknown, Unavailable
-from ackord.wire.messages import error_to_wire, join_row
+from ackord.wire.extras import NO_EXTRAS
+from ackord.wire.messages import (
+    COND_WHERE,
+    KIND_PUT_AUTO,
+    OWN_MARK,
+    RETURN_NEW,
+    error_to_wire,
+    join_row,
+    row_expires_ms,
+)
+from ackord_node.core.cells import plain_row
 from ackord_node.core.effects import Reply, Responder, WriteGroup, Writes
+from ackord_node.core.expiry import CLOCK_UNREAD_MS, Expiry
+from ackord_node.core.judging import Judge
 from ackord_node.core.log import Entry
 from ackord_node.core.reads import Reads
-from ackord_node.core.rows import apply_op, check_op
+from ackord_node.core.requests import result_bytes, returned_rows
+from ackord_node.core.rows import apply_op, check_op, new_key
 from ackord_node.core.state import TabletState
 
 
@@ -30,6 +43,15 @@ class Answer:
     results: list[Any]
     size: int
     expires: float  # undecided by then: the asker is told that the outcome is unknown
+
+
+class Progress(dict[int, tuple[int, Any]]):
+    """One client's writes that are in the log and not committed: seq -> (index, result)."""
+
+    __slots__ = ("returned_bytes",)
+
+    def __init__(self) -> None:
+        self.returned_bytes = 0  # of the rows in the results
 
 
 @dataclass(slots=True)
@@ -62,10 +84,13 @@ class Verdicts:
 
 
 class WritePath:
-    def __init__(self, state: TabletState, reads: Reads) -> None:
+    def __init__(self, state: TabletState, reads: Reads, expiry: Expiry) -> None:
         self._s = state
         self._reads = reads
-        self._in_progress: dict[bytes, dict[int, tuple[int, int]]] = {}  # client -> seq -> (index, result)
+        self._expiry = expiry
+        self._judging = Judge(state, reads)
+        self._is_special = state.options.has_cells
+        self._in_progress: dict[bytes, Progress] = {}
         self._answers: deque[Answer] = deque()
         self.pending_count = 0
         self.pending_bytes = 0
@@ -81,7 +106,7 @@ class WritePath:
                 self._collecting_below = max(self._collecting_below, group[1])
                 continue
             if group[0]:
-                known = self._in_progress.setdefault(group[0], {})
+                known = self._in_progress.setdefault(group[0], Progress())
                 known.update(dict.fromkeys(group[3], (entry.index, 0)))
 
     # ------------------------------------------------------------------------------ judging
@@ -113,10 +138,14 @@ class WritePath:
 
     def _new_draft(self, wall_ms: int) -> Draft:
         s = self._s
-        draft = Draft(max(s.last_version + 1, wall_ms << 16), [])
+        draft = Draft(max(s.last_version + 1, wall_ms << 16, s.clock.at_end << 16), [])
         keep_count = s.config.limits.clients_count
         if len(s.requests.clients) > keep_count and not self._collecting_below:
             cutoff = s.requests.cutoff(max(keep_count * 3 // 4, 1))
+            self._collecting_below = cutoff
+            draft.groups.append([None, cutoff])
+        elif s.requests.returned_bytes > s.config.limits.returned_bytes and not self._collecting_below:
+            cutoff = s.requests.returned_cutoff(s.config.limits.returned_bytes * 3 // 4)
             self._collecting_below = cutoff
             draft.groups.append([None, cutoff])
         return draft
@@ -160,7 +189,7 @@ class WritePath:
         bytes_max, end = s.config.log.entry_bytes, len(group.ops)
         index = s.log.end + 1
         verdicts = Verdicts([group.client, group.registered, group.floor, [], [], []])
-        known = self._in_progress.setdefault(group.client, {}) if group.client else None
+        known = self._in_progress.setdefault(group.client, Progress()) if group.client else None
         record = s.requests.clients.get(group.client)
         at = start
         while at < end and (draft.size < bytes_max or at == start):
@@ -181,19 +210,30 @@ class WritePath:
         op: list[Any],
         index: int,
         draft: Draft,
-        known: dict[int, tuple[int, int]] | None,
+        known: Progress | None,
         may_answer: bool,
         verdicts: Verdicts,
     ) -> None:
-        limits = self._s.config.limits
+        limits, schema, clock = self._s.config.limits, self._s.schema, self._s.clock
+        version, key, returns_row = draft.version, op[2], len(op) > 7
         try:
-            body = check_op(op, limits)
+            extras = NO_EXTRAS
+            if op[3] is not None and op[3][:1] == OWN_MARK:
+                op, extras = self._judging.split(op, version)
+            body = check_op(op, limits, schema)
+            if op[1] == KIND_PUT_AUTO:
+                key = new_key(op, version, self._reads.newest_row, schema)
+            if returns_row and known is not None:
+                self._check_room_to_return(known, verdicts.logged)
         except Error as error:
             verdicts.at_once(at, error_to_wire(error))
             return
-        version, key = draft.version, op[2]
         try:
-            columns = apply_op(op, body, self._reads.newest_row, limits)
+            if op[4] < COND_WHERE and extras is NO_EXTRAS and not self._is_special and not clock.at_end:
+                columns = apply_op(op, body, self._reads.newest_row, limits, schema)
+                value = join_row(version, columns) if columns is not None else None
+            else:
+                value = self._judging.row(op, body, key, version, extras)
         except Error as error:
             if known is None or op[6] <= 1:
                 if may_answer:
@@ -206,22 +246,52 @@ class WritePath:
             known[op[0]] = (index, -error.code)
             verdicts.later(at, self._negative(op, error))
         else:
-            value = join_row(version, columns) if columns is not None else None
+            if value is not None and (clock.ttl_ms or clock.at_end or extras.ttl_ms):
+                self._expire_later(value, draft)
+            result: Any = version
+            if returns_row:
+                result = [version, value if op[7] == RETURN_NEW else self._reads.newest_row(key)]
+                _log_returned(verdicts.logged, result[1], op[7] == RETURN_NEW)
+                draft.size += result_bytes(result)
             self._s.overlay.pending[key] = (index, value)
             _log(verdicts.logged, op[0], key, value)
             draft.size += len(key) + (len(value) if value is not None else 0)
             if known is not None:
-                known[op[0]] = (index, version)
-            verdicts.later(at, version)
+                known[op[0]] = (index, result)
+                if returns_row:
+                    known.returned_bytes += result_bytes(result)
+            verdicts.later(at, result)
         draft.version += 1
         draft.size += 24
+
+    def _expire_later(self, row: bytes, draft: Draft) -> None:
+        """Rule R20: the first row that expires starts the tablet's clock."""
+        self._expiry.wrote(row)
+        has_clock = self._s.clock.at_end or any(g[0] is None and len(g) > 2 for g in draft.groups)
+        if row_expires_ms(row) and not has_clock:
+            draft.groups.insert(0, [None, 0, CLOCK_UNREAD_MS])
+
+    def _check_room_to_return(self, known: Progress, logged: list[Any]) -> None:
+        """Rows that retries may ask for are kept until the client says that it has them; Unavailable if they are
+        too many already."""
+        record = self._s.requests.clients.get(logged[0])
+        held, most = known.returned_bytes, self._s.config.limits.client_returned_bytes
+        if record is not None and held + record.returned_bytes > most:
+            held += sum(result_bytes(r) for seq, r in record.results.items() if seq >= logged[2])
+        if held > most:
+            raise Unavailable(
+                f"this client's unacknowledged results hold {held} bytes of returned rows, over the limit of {most}",
+                reason="overloaded",
+                limit=most,
+                retry_after_ms=50,
+            )
 
     def _answer_known(
         self,
         at: int,
         op: list[Any],
         record: Any,
-        known: dict[int, tuple[int, int]],
+        known: Progress,
         may_answer: bool,
         verdicts: Verdicts,
     ) -> bool:
@@ -254,7 +324,7 @@ class WritePath:
                     )
                 ),
             )
-        elif result >= 0:
+        elif type(result) is not int or result >= 0:
             verdicts.later(at, result)
         else:
             error = BY_CODE.get(-result, Error)("the first attempt of this write was refused", repeated=True)
@@ -265,6 +335,12 @@ class WritePath:
         current = self._reads.newest_row(op[2]) if isinstance(error, Conflict) else None
         return error_to_wire(error, current)
 
+    def append_own(self, groups: list[Any], epoch: int, version: int = 0) -> None:
+        """An entry that no client asked for, perhaps from ``version`` on."""
+        s = self._s
+        entry = Entry.create(s.tablet, epoch, s.log.end + 1, max(s.last_version + 1, version), groups)
+        s.append(entry)
+
     def _append(self, draft: Draft, epoch: int) -> None:
         s = self._s
         entry = Entry.create(s.tablet, epoch, s.log.end + 1, draft_first_version(draft), draft.groups)
@@ -274,6 +350,9 @@ class WritePath:
 
     def _answer(self, group: WriteGroup, ops: range, index: int, verdicts: Verdicts, expires: float) -> None:
         s = self._s
+        if s.options.has_cells:
+            verdicts.now_results = [_without_cells(result) for result in verdicts.now_results]
+            verdicts.later_results = [_without_cells(result) for result in verdicts.later_results]
         is_all = len(ops) == len(group.ops)
         if verdicts.now_indices:
             whole = is_all and not verdicts.later_indices
@@ -281,6 +360,8 @@ class WritePath:
         if verdicts.later_indices:
             whole = is_all and not verdicts.now_indices
             size = sum(len(group.ops[at][3] or b"") for at in ops)
+            if len(verdicts.logged) > 6:
+                size += sum(len(row) for _, row in returned_rows(verdicts.logged) if row is not None)
             self._answers.append(
                 Answer(
                     index,
@@ -316,7 +397,7 @@ class WritePath:
         for entry in committed:
             for group in entry.groups:
                 if group[0] is None:
-                    self._collecting_below = 0
+                    self._collecting_below = 0 if group[1] else self._collecting_below
                 elif group[0]:
                     self._forget(group[0], group[3], entry.index)
         answers, commit = self._answers, self._s.commit
@@ -334,6 +415,8 @@ class WritePath:
             found = known.get(seq)
             if found is not None and found[0] <= index:
                 del known[seq]
+                if type(found[1]) is not int:
+                    known.returned_bytes -= result_bytes(found[1])
         if not known:
             del self._in_progress[client]
 
@@ -369,10 +452,25 @@ def no_right_to_answer() -> Unavailable:
     )
 
 
+def _without_cells(result: Any) -> Any:
+    """A result whose row is as readers see it: ``[version, row]``, or an error that ends with the current row."""
+    if type(result) is list and type(result[-1]) is bytes:
+        return [*result[:-1], plain_row(result[-1])]
+    return result
+
+
 def _log(logged: list[Any], seq: int, key: bytes | None, value: Any) -> None:
     logged[3].append(seq)
     logged[4].append(key)
     logged[5].append(value)
+
+
+def _log_returned(logged: list[Any], row: bytes | None, is_new: bool) -> None:
+    """Notes that the answer of the write that is logged next carries a row: its own, which stands there anyway,
+    or the one that it replaced."""
+    if len(logged) == 6:
+        logged.append([])
+    logged[6].append([len(logged[3]), True if is_new else row])
 
 
 def draft_first_version(draft: Draft) -> int:

@@ -17,6 +17,7 @@ from ackord.wire.frames import packb, unpackb
 from ackord.wire.keys import KeySchema
 from ackord.wire.limits import Limits
 from ackord.wire.messages import TableDefinition, TabletRange, check_table_name, split_starts
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord_node.core.types import Descriptor, Timing
 from ackord_node.ports import Cas, Clock, Coordination, CoordinationError
 from ackord_node.runtime.placement import place
@@ -86,7 +87,7 @@ class Catalogue:
         found = await self._coordination.tables()
         tables: dict[str, TableDefinition] = {}
         for name, (data, _) in found.items():
-            definition = TableDefinition.from_wire(unpackb(data))
+            definition = TableDefinition.from_wire(unpackb(data), self._limits)
             if definition.state == "active":
                 tables[name] = definition
         if tables != self.tables:
@@ -96,18 +97,20 @@ class Catalogue:
 
     # ------------------------------------------------------------------------------- changing
 
-    async def create(self, name: str, key: list[list[str]], split_at: list[Any]) -> TableDefinition:
+    async def create(
+        self, name: str, key: list[list[str]], split_at: list[Any], options: TableOptions = DEFAULT_OPTIONS
+    ) -> TableDefinition:
         check_table_name(name, self._limits)
-        schema = KeySchema.from_wire(key)
+        schema = KeySchema.from_wire(key, self._limits.key_column_bytes)
         starts = split_starts(schema, split_at, self._limits)
         async with _Certainty(f"create table {name!r}") as certainty:
             standing = await self._standing(name)
             if standing is None:
                 self._check_room()
-                definition = await self._record(name, schema, starts)
+                definition = await self._record(name, schema, starts, options)
                 certainty.is_sent = True
                 standing = await self._publish(definition)
-            _check_same(standing, schema, starts)
+            _check_same(standing, schema, starts, options)
             await self.refresh()
             await self._wait_served(standing)
             return standing
@@ -116,7 +119,7 @@ class Catalogue:
         found = (await self._coordination.tables()).get(name)
         if found is None:
             return None
-        definition = TableDefinition.from_wire(unpackb(found[0]))
+        definition = TableDefinition.from_wire(unpackb(found[0]), self._limits)
         if definition.state != "active":
             raise Unavailable(f"table {name!r} is being dropped", reason="dropping", retry_after_ms=1000)
         return definition
@@ -129,7 +132,9 @@ class Catalogue:
                 limit=self._limits.tables_count,
             )
 
-    async def _record(self, name: str, schema: KeySchema, starts: list[bytes]) -> TableDefinition:
+    async def _record(
+        self, name: str, schema: KeySchema, starts: list[bytes], options: TableOptions
+    ) -> TableDefinition:
         """Descriptors first: a table that can be seen has all of its tablets."""
         table_id = await self._coordination.next_id()
         ends: list[bytes | None] = [*starts[1:], None]
@@ -147,7 +152,7 @@ class Catalogue:
                     retry_after_ms=500,
                 )
             tablets.append(TabletRange(tablet, start, end))
-        return TableDefinition(table_id, name, schema, tuple(tablets))
+        return TableDefinition(table_id, name, schema, tuple(tablets), options=options)
 
     async def _publish(self, definition: TableDefinition) -> TableDefinition:
         outcome = await self._coordination.create_table(definition.name, packb(definition.to_wire()))
@@ -280,9 +285,16 @@ class _Certainty:
             ) from error
 
 
-def _check_same(standing: TableDefinition, schema: KeySchema, starts: list[bytes]) -> None:
+def _check_same(
+    standing: TableDefinition, schema: KeySchema, starts: list[bytes], options: TableOptions
+) -> None:
     if standing.key != schema or [t.start for t in standing.tablets] != starts:
         raise TableExists(
             f"table {standing.name!r} exists with another key or split: {standing.key.to_wire()}",
+            table=standing.name,
+        )
+    if standing.options != options:
+        raise TableExists(
+            f"table {standing.name!r} exists with other options: {standing.options.to_wire()}",
             table=standing.name,
         )

@@ -167,6 +167,7 @@ class Committer:
             merged.log.extend(b.log)
             merged.rows.extend(b.rows)
             merged.requests.extend(b.requests)
+            merged.history.extend(b.history)
         return merged
 
     def _refused(self, taken: Taken, batch: Batch, why: str) -> None:

@@ -13,8 +13,13 @@ from typing import Any
 
 from ackord.errors import InvalidRequest, Unavailable
 from ackord.wire.frames import packb, unpackb
-from ackord.wire.keys import KeySchema
-from ackord.wire.messages import OP_GET, OP_SCAN, OP_WRITE, WHOLE_GROUP, TableDefinition, error_to_wire
+from ackord.wire.messages import (
+    OP_WRITE,
+    WHOLE_GROUP,
+    TableDefinition,
+    error_to_wire,
+)
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
 from ackord_node.core.copy_meta import CopyMeta
@@ -36,8 +41,8 @@ from ackord_node.runtime.engine_thread import EngineWorker
 from ackord_node.runtime.health import Health
 from ackord_node.runtime.identity import CoordinationEmptied, Facts, IdentityError, join_cluster, load_copy
 from ackord_node.runtime.observer import Observer
+from ackord_node.runtime.reading import take_read
 from ackord_node.runtime.recovery import Recovery
-from ackord_node.runtime.scan import Range
 from ackord_node.runtime.service import Respond
 from ackord_node.runtime.settings import NodeSettings
 from ackord_node.runtime.status import Reporter
@@ -326,7 +331,7 @@ class Node:
         descriptor, version = known
         if descriptor.dropped or self.name not in descriptor.replicas:
             return
-        host = self._open(tablet, definition.key)
+        host = self._open(tablet, definition)
         self.hosts[tablet] = host
         now_up = sorted(self._peers_up)
         events: list[e.Event] = [
@@ -341,7 +346,7 @@ class Node:
         self.coordination.unfollow(tablet)  # so that following tells what stands now once more
         self.coordination.follow(tablet)
 
-    def _open(self, tablet: int, schema: KeySchema) -> TabletHost:
+    def _open(self, tablet: int, definition: TableDefinition) -> TabletHost:
         data = self._metas.get(tablet)
         is_new = data is None
         damage: str | None = None
@@ -361,8 +366,10 @@ class Node:
             EngineRows(self.engine, tablet),
             self._new_copy_id,
             self.clock.now(),
+            definition.options,
         )
-        host = TabletHost(self, replica, schema)
+        replica.state.schema = definition.key
+        host = TabletHost(self, replica, definition.key)
         if is_new or meta.suspect:
             replica.state.want_meta()
         if damage is not None:
@@ -422,17 +429,10 @@ class Node:
         host = self.hosts.get(tablet)
         if host is None:
             respond([rid, WHOLE_GROUP, self._no_tablet(tablet)])
-        elif op == OP_GET:
-            host.get(rid, group[3], respond)
         elif op == OP_WRITE:
             host.write(group, respond)
             self._dirty_hosts[host] = None
-        elif op == OP_SCAN:
-            limits = self.limits
-            rows_max = min(group[6], limits.scan_page_rows_count)
-            bytes_max = min(group[7], limits.scan_page_bytes)
-            host.scan(rid, Range(group[3], group[4], group[5], rows_max, bytes_max), respond)
-        else:
+        elif not take_read(host, group, respond):
             error = InvalidRequest(f"unknown operation {op}", field="op", value=op)
             respond([rid, WHOLE_GROUP, error_to_wire(error)])
 
@@ -464,9 +464,11 @@ class Node:
     def address_of(self, node: str) -> str | None:
         return self.settings.addresses.get(node)
 
-    async def create_table(self, name: str, key: list[list[str]], split_at: list[Any]) -> TableDefinition:
+    async def create_table(
+        self, name: str, key: list[list[str]], split_at: list[Any], options: TableOptions = DEFAULT_OPTIONS
+    ) -> TableDefinition:
         self._check_serving()
-        return await self.catalogue.create(name, key, split_at)
+        return await self.catalogue.create(name, key, split_at, options)
 
     async def drop_table(self, name: str) -> None:
         self._check_serving()

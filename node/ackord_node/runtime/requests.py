@@ -36,3 +36,17 @@ class Deferred:
             self._refused()
         else:
             self._done()
+
+
+class Subset:
+    """Answers of the operations that were passed on, put back to their places in the whole group."""
+
+    __slots__ = ("_places", "_request")
+
+    def __init__(self, request: Request, places: list[int]) -> None:
+        self._request = request
+        self._places = places
+
+    def answer(self, indices: list[int] | None, results: list[Any]) -> None:
+        places = self._places if indices is None else [self._places[at] for at in indices]
+        self._request.answer(places, results)

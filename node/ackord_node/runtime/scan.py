@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
+from ackord.wire.expressions import Filter, compiled
+from ackord.wire.keys import KeySchema
+from ackord.wire.limits import Limits
+from ackord.wire.values import project
 from ackord_node.ports import Engine
 
 Rows = list[tuple[bytes, bytes]]
+
+STEP_ROWS: Final = 2_000  # looked at in one step of the event loop, where few or none may be taken
+STEP_BYTES: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +31,11 @@ class Range:
     def holds(self, key: bytes) -> bool:
         return self.start <= key and (self.end is None or key < self.end)
 
+    @property
+    def next(self) -> bytes | None:
+        """Where the scan goes on."""
+        return self.end if self.reverse else self.start
+
     def beyond(self, key: bytes) -> Range:
         """What is left after ``key`` in the scan's direction."""
         if self.reverse:
@@ -30,19 +43,104 @@ class Range:
         return Range(key + b"\0", self.end, False, self.rows_max, self.bytes_max)
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows of a page are wanted, and what of them."""
+
+    where: Filter | None
+    columns: tuple[str, ...] | None
+    shown: Callable[[bytes], bytes | None] | None = None  # what of a stored row readers may see (rule R20)
+
+    @classmethod
+    def of(
+        cls,
+        where: bytes | None,
+        columns: list[str] | None,
+        schema: KeySchema,
+        limits: Limits,
+        shown: Callable[[bytes], bytes | None] | None = None,
+    ) -> Selection:
+        """From a request; InvalidRequest if the expression is wrong."""
+        judge = compiled(where, schema, limits) if where is not None else None
+        return cls(judge, None if columns is None else tuple(columns), shown)
+
+    def take(self, key: bytes, row: bytes) -> bytes | None:
+        """What is wanted of the row, None if it is not wanted."""
+        if self.shown is not None:
+            seen = self.shown(row)
+            if seen is None:
+                return None
+            row = seen
+        if self.where is not None and not self.where.holds(key, row):
+            return None
+        return row if self.columns is None else project(row, self.columns)
+
+
 def page(
+    engine: Engine,
+    tablet: int,
+    wanted: Range,
+    unapplied: Mapping[bytes, tuple[int, bytes | None]],
+    selection: Selection | None = None,
+) -> list[Any]:
+    """``[[key, row, key, row, ...], next]`` in the scan's order; ``next`` is where the rest of the range begins
+    (backwards: what it ends before), None if there is no more. With a selection a page may be empty before the
+    end: it looks at ``STEP_ROWS`` rows or ``STEP_BYTES`` bytes at most, however few of them it takes."""
+    if selection is None:
+        rows, rest = _stretch(engine, tablet, wanted, unapplied)
+        return [[item for pair in rows for item in pair], rest and rest.next]
+    found: list[bytes] = []
+    size = seen_count = seen_bytes = 0
+    rest = wanted
+    while rest is not None and seen_count < STEP_ROWS and seen_bytes < STEP_BYTES:
+        room = 2 * (wanted.rows_max - len(found) // 2) + 32
+        part = replace(rest, rows_max=min(room, STEP_ROWS - seen_count), bytes_max=STEP_BYTES - seen_bytes)
+        rows, rest = _stretch(engine, tablet, part, unapplied)
+        for at, (key, row) in enumerate(rows):
+            seen_count += 1
+            seen_bytes += len(key) + len(row)
+            taken = selection.take(key, row)
+            if taken is None:
+                continue
+            found += (key, taken)
+            size += len(key) + len(taken)
+            if len(found) >= 2 * wanted.rows_max or size >= wanted.bytes_max:
+                if at + 1 < len(rows):
+                    rest = wanted.beyond(key)
+                return [found, rest and rest.next]
+    return [found, rest and rest.next]
+
+
+def count(
+    engine: Engine,
+    tablet: int,
+    start: bytes,
+    end: bytes | None,
+    unapplied: Mapping[bytes, tuple[int, bytes | None]],
+    selection: Selection,
+) -> list[Any]:
+    """``[how many rows, next]`` of the first ``STEP_ROWS`` rows or ``STEP_BYTES`` bytes of the range."""
+    rows, rest = _stretch(engine, tablet, Range(start, end, False, STEP_ROWS, STEP_BYTES), unapplied)
+    where = selection.where
+    if where is None and selection.shown is None:
+        return [len(rows), rest and rest.next]
+    number = sum(selection.take(key, row) is not None for key, row in rows)
+    return [number, rest and rest.next]
+
+
+def _stretch(
     engine: Engine, tablet: int, wanted: Range, unapplied: Mapping[bytes, tuple[int, bytes | None]]
-) -> tuple[Rows, bool]:
-    """Rows in the scan's order and whether there are no more. A page is empty only at the end."""
-    while True:
-        stored, exhausted = engine.scan(
-            tablet, wanted.start, wanted.end, wanted.reverse, wanted.rows_max, wanted.bytes_max
-        )
-        rows = _overlaid(stored, exhausted, wanted, unapplied)
-        rows, is_cut = _bounded(rows, wanted)
-        if rows or exhausted:
-            return rows, exhausted and not is_cut
-        wanted = wanted.beyond(stored[-1][0])  # all of the page was deleted by entries not applied yet
+) -> tuple[Rows, Range | None]:
+    """Rows from the range's beginning and what is left of it. It may be that all of a stretch was deleted by
+    entries which are not applied yet."""
+    stored, exhausted = engine.scan(
+        tablet, wanted.start, wanted.end, wanted.reverse, wanted.rows_max, wanted.bytes_max
+    )
+    rows = _overlaid(stored, exhausted, wanted, unapplied)
+    rows, is_cut = _bounded(rows, wanted) if rows is not stored else (rows, False)
+    if exhausted and not is_cut:
+        return rows, None
+    return rows, wanted.beyond(rows[-1][0] if is_cut else stored[-1][0])
 
 
 def _overlaid(

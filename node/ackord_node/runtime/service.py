@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from ackord.wire.limits import Limits
 from ackord.wire.messages import TableDefinition
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 
 Respond = Callable[[list[Any]], None]
 
@@ -47,7 +48,9 @@ class Service(Protocol):
     def address_of(self, node: str) -> str | None:
         """``"http://host:port"`` of a node of cluster.yaml."""
 
-    async def create_table(self, name: str, key: list[list[str]], split_at: list[Any]) -> TableDefinition:
+    async def create_table(
+        self, name: str, key: list[list[str]], split_at: list[Any], options: TableOptions = DEFAULT_OPTIONS
+    ) -> TableDefinition:
         """Creates the table and returns once its tablets are recorded; TableExists, InvalidRequest,
         Unavailable, OutcomeUnknown. The same definition again answers with the table that stands."""
 

@@ -18,6 +18,7 @@ from ackord_node.ports import Engine, EngineCorrupt, EngineError, SnapshotReader
 from ackord_node.runtime.committer import Committer
 
 _SPACES = ("rows", "requests")
+_SPACES_WITH_HISTORY = (*_SPACES, "history")  # only of tables that have one
 
 
 @dataclass(slots=True)
@@ -59,6 +60,7 @@ class Snapshots:
             return
         epoch = meta.runs[bisect_right(meta.runs, (meta.applied, 1 << 62)) - 1][1]
         header = [meta.applied, epoch, meta.last_version, meta.collected_below]
+        header += [meta.clock_ms] * bool(meta.clock_ms)
         self._open[(node, snapshot_id)] = _Sending(reader, header)
         self.next_chunk(node, snapshot_id)
 
@@ -76,10 +78,11 @@ class Snapshots:
             return
         sending.number += 1
         header = sending.header if sending.number == 0 else None
-        if sending.space == len(_SPACES):
+        spaces = _SPACES if self._replica.state.retention is None else _SPACES_WITH_HISTORY
+        if sending.space == len(spaces):
             self._feed(SnapshotChunk(node, snapshot_id, sending.number, "end", [], header))
             return
-        space = _SPACES[sending.space]
+        space = spaces[sending.space]
         bytes_max = self._replica.state.config.log.snapshot_chunk_bytes
         try:
             records, is_last = sending.reader.read(space, sending.after, bytes_max)

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 from ackord.errors import Error, InvalidRequest, OutcomeUnknown, Unavailable
 from ackord.wire.keys import KeySchema
-from ackord.wire.messages import WHOLE_GROUP, error_to_wire
+from ackord.wire.messages import KIND_PUT_AUTO, WHOLE_GROUP, error_to_wire
 from ackord_node.core import effects as e
+from ackord_node.core.history import Moment
 from ackord_node.core.log import Entry, RecordCorrupt
 from ackord_node.core.messages import Message
 from ackord_node.core.replica import READ_WAIT_S, Replica
@@ -30,14 +31,18 @@ from ackord_node.ports import (
     EngineFailed,
     LockAttempt,
 )
+from ackord_node.runtime.collector import Collector
 from ackord_node.runtime.committer import Committer, Source
-from ackord_node.runtime.requests import Deferred, Request
-from ackord_node.runtime.scan import Range, page
+from ackord_node.runtime.requests import Deferred, Request, Subset
+from ackord_node.runtime.scan import Range, Selection, count, page
 from ackord_node.runtime.service import Respond
 from ackord_node.runtime.snapshots import Snapshots
+from ackord_node.runtime.version_reads import VersionReads
 
 PIPELINE_ENTRIES = 1  # entries under way before writes are gathered
 READ_LOG_COUNT = 4096
+SWEEP_ROWS_COUNT = 1_000  # looked at in one step
+SWEEP_BYTES = 256 * 1024
 GET_RUN_COUNT = 32  # keys read before the first look at how large the rows are
 GET_BYTES_MAX = 16 * 1024 * 1024
 HOLD_S = 0.3  # writes wait so long for a coordinator that is just taking over
@@ -75,12 +80,22 @@ class EngineRows:
 
     def __init__(self, engine: Engine, tablet: int) -> None:
         self._get, self._get_many, self._tablet = engine.get, engine.get_many, tablet
+        self._engine = engine
 
     def get(self, key: bytes) -> bytes | None:
         return self._get(self._tablet, key)
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
         return self._get_many(self._tablet, keys)
+
+    def history(self, key: bytes, version_max: int, count_max: int) -> list[tuple[int, bytes | None]]:
+        return self._engine.history(self._tablet, key, version_max, count_max)
+
+    def moment(self, key: bytes, as_of: int, count_max: int) -> Moment:
+        found, _ = self._engine.history_scan(
+            self._tablet, key, key + b"\0", False, as_of, count_max, 1, GET_BYTES_MAX
+        )
+        return found[0] if found else Moment(key, [], None, None, None)
 
 
 class TabletHost(Source):
@@ -97,6 +112,8 @@ class TabletHost(Source):
         self._queued_count = 0
         self._queued_since = 0.0
         self._snapshots = Snapshots(around.engine, around.committer, self.tablet, replica, self.feed)
+        self._collector = self._new_collector() if replica.state.retention is not None else None
+        self.versions = VersionReads(self, around.engine, around.clock)
         self._role: tuple[int | None, bool] = (None, False)
         self._effects: dict[type, Callable[[Any], None]] = {
             e.Send: lambda x: around.send(x.node, x.message, x.urgent),
@@ -107,6 +124,7 @@ class TabletHost(Source):
             e.AcquireLock: lambda x: around.spawn(self._acquire_lock()),
             e.ReleaseLock: lambda x: around.spawn(self._release_lock()),
             e.ReadLog: self._read_log,
+            e.ReadRows: self._read_rows,
             e.OpenSnapshot: lambda x: around.spawn(self._snapshots.open(x.node, x.snapshot_id)),
             e.NextChunk: lambda x: self._snapshots.next_chunk(x.node, x.snapshot_id),
             e.CloseSnapshot: lambda x: self._snapshots.close(x.node, x.snapshot_id),
@@ -157,6 +175,8 @@ class TabletHost(Source):
 
     def tick(self, now: float) -> None:
         self.flush()
+        if self._collector is not None and not self._is_closed:
+            self._collector.tick(now)
         if (
             self._queued
             and now - self._queued_since > self.replica.state.config.limits.request_wait_ms / 1000
@@ -165,7 +185,13 @@ class TabletHost(Source):
             for group in groups:
                 _refuse(group, self._overloaded())
         if self.replica.wake_at <= now:
-            self.feed(e.Tick())
+            self.feed(e.Tick(self._clock.wall_ms()))
+
+    def _new_collector(self) -> Collector:
+        around = self._around
+        return Collector(
+            around.engine, around.committer, self._clock, self.replica, self.feed, around.crash, around.spawn
+        )
 
     # ---------------------------------------------------------------------------- persistence
 
@@ -175,6 +201,8 @@ class TabletHost(Source):
 
     def stored(self, batch: e.TabletBatch) -> None:
         self.feed(e.Durable(batch))
+        if self._collector is not None and batch.history:
+            self._collector.touched([change[1] for change in batch.history])
 
     def unstored(self, batch: e.TabletBatch) -> None:
         self.replica.unstored(batch)
@@ -200,11 +228,11 @@ class TabletHost(Source):
         if start < count:
             reason = "no_lease" if size < GET_BYTES_MAX else "overloaded"
             if start == 0:
-                respond([rid, WHOLE_GROUP, self._elsewhere(reason)])
+                respond([rid, WHOLE_GROUP, self.elsewhere(reason)])
                 return
             rest = range(start, count)
             ready.extend(rest)
-            rows.extend([self._elsewhere(reason)] * len(rest))
+            rows.extend([self.elsewhere(reason)] * len(rest))
         if len(ready) == count:
             respond([rid, None, rows])
         elif ready:
@@ -216,7 +244,7 @@ class TabletHost(Source):
         """(place, row) of what can be answered now; None if this replica may not answer."""
         request: Any = Request(rid, respond)
         if stop - start < len(keys):
-            request = _Subset(request, list(range(start, stop)))
+            request = Subset(request, list(range(start, stop)))
             keys = keys[start:stop]
         try:
             found = self.replica.get_many(request, keys, self._clock.now())
@@ -234,42 +262,95 @@ class TabletHost(Source):
         waiting = set(late)
         return [(start + at, row) for at, row in enumerate(rows) if at not in waiting]
 
-    def scan(self, rid: int, wanted: Range, respond: Respond) -> None:
-        """Rule R12 for a range: as for a key, where any pending entry inside it makes the scan wait."""
-        replica, now = self.replica, self._clock.now()
-
-        def refused() -> None:
-            respond([rid, WHOLE_GROUP, self._elsewhere("no_lease")])
-
-        if not replica.may_read(now):
-            refused()
-        elif replica.coordinator is not None or not replica.reads.has_pending_in(wanted.start, wanted.end):
-            self._answer_scan(rid, wanted, respond)
-        else:
-            waiter = Deferred(lambda: self._answer_scan(rid, wanted, respond), refused)
-            if not replica.reads.wait(waiter, [], [], now + READ_WAIT_S):
-                refused()
-
-    def _answer_scan(self, rid: int, wanted: Range, respond: Respond) -> None:
+    def select(self, rid: int, keys: list[bytes], options: list[Any], respond: Respond) -> None:
+        """``get`` of the rows of which an expression holds, or of some of their columns."""
         try:
-            rows, exhausted = page(
-                self._around.engine, self.tablet, wanted, self.replica.state.overlay.unapplied
-            )
+            selection = self.selection(options)
+        except InvalidRequest as error:
+            respond([rid, WHOLE_GROUP, error_to_wire(error)])
+            return
+
+        def chosen(entry: list[Any]) -> None:
+            _, indices, rows = entry
+            if indices != WHOLE_GROUP:
+                places = range(len(keys)) if indices is None else indices
+                rows = [
+                    selection.take(keys[at], row) if type(row) is bytes else row
+                    for at, row in zip(places, rows, strict=True)
+                ]
+            respond([rid, indices, rows])
+
+        self.get(rid, keys, chosen)
+
+    def selection(
+        self, options: list[Any], shown: Callable[[bytes], bytes | None] | None = None
+    ) -> Selection:
+        where, columns = options
+        return Selection.of(where, columns, self._schema, self.replica.state.config.limits, shown)
+
+    def scan(self, rid: int, wanted: Range, options: list[Any], respond: Respond) -> None:
+        """One page; ``options`` is empty or ``[where, columns]``."""
+        try:
+            shown = self.replica.reads.shown_part
+            selection = self.selection(options or [None, None], shown) if options or shown else None
+        except InvalidRequest as error:
+            respond([rid, WHOLE_GROUP, error_to_wire(error)])
+            return
+        engine, overlay = self._around.engine, self.replica.state.overlay
+        read = lambda: page(engine, self.tablet, wanted, overlay.unapplied, selection)  # noqa: E731
+        self._read_range(rid, wanted.start, wanted.end, read, respond)
+
+    def count(self, rid: int, start: bytes, end: bytes | None, where: bytes | None, respond: Respond) -> None:
+        """How many rows of a stretch of the range, and where the rest begins."""
+        try:
+            selection = self.selection([where, None], self.replica.reads.shown_part)
+        except InvalidRequest as error:
+            respond([rid, WHOLE_GROUP, error_to_wire(error)])
+            return
+        engine, overlay = self._around.engine, self.replica.state.overlay
+        read = lambda: count(engine, self.tablet, start, end, overlay.unapplied, selection)  # noqa: E731
+        self._read_range(rid, start, end, read, respond)
+
+    def guarded(self, rid: int, read: Callable[[], list[Any]], respond: Respond) -> None:
+        """Answers a group with what ``read`` returns, for each of its operations."""
+        try:
+            results = read()
         except EngineCorrupt as error:
             self.feed(e.Corrupted(str(error)))
-            respond([rid, WHOLE_GROUP, self._elsewhere("no_lease")])
+            respond([rid, WHOLE_GROUP, self.elsewhere("no_lease")])
             return
         except EngineFailed as error:
             self._around.crash(f"a read failed (rule R14): {error}", False)
             return
-        respond([rid, None, [[rows, exhausted]]])
+        respond([rid, None, results])
+
+    def _read_range(
+        self, rid: int, start: bytes, end: bytes | None, read: Callable[[], Any], respond: Respond
+    ) -> None:
+        """Rule R12 for a range: as for a key, where any pending entry inside it makes the reader wait."""
+        replica, now = self.replica, self._clock.now()
+
+        def refused() -> None:
+            respond([rid, WHOLE_GROUP, self.elsewhere("no_lease")])
+
+        if not replica.may_read(now):
+            refused()
+        elif not replica.has_pending_in(start, end):
+            self._answer_range(rid, read, respond)
+        else:
+            waiter = Deferred(lambda: self._answer_range(rid, read, respond), refused)
+            if not replica.reads.wait(waiter, [], [], now + READ_WAIT_S):
+                refused()
+
+    def _answer_range(self, rid: int, read: Callable[[], Any], respond: Respond) -> None:
+        self.guarded(rid, lambda: [read()], respond)
 
     def write(self, group: list[Any], respond: Respond) -> None:
         """Queues ``[rid, OP_WRITE, tablet, client, registered, floor, ops]``; ``flush`` takes it on."""
         rid, _, _, client, registered, floor, ops = group
         state = self.replica.state
         if self.replica.coordinator is None and not self.replica.is_about_to_coordinate:
-            respond([rid, WHOLE_GROUP, self._elsewhere("not_coordinator")])
+            respond([rid, WHOLE_GROUP, self.elsewhere("not_coordinator")])
             return
         if self._queued_count + len(ops) > state.config.limits.pending_ops_count:
             respond([rid, WHOLE_GROUP, self._overloaded()])
@@ -280,7 +361,7 @@ class TabletHost(Source):
             respond([rid, sorted(bad), [bad[at] for at in sorted(bad)]])
             if not good:
                 return
-            request: Any = _Subset(Request(rid, respond), good)
+            request: Any = Subset(Request(rid, respond), good)
             ops = [ops[at] for at in good]
         else:
             request = Request(rid, respond)
@@ -297,8 +378,8 @@ class TabletHost(Source):
         for at, op in enumerate(ops):
             key = op[2]
             if key < start or (end is not None and key >= end):
-                bad[at] = self._elsewhere("stale_routing")
-            elif not is_valid(key):
+                bad[at] = self.elsewhere("stale_routing")
+            elif not is_valid(key) and not (op[1] == KIND_PUT_AUTO and self._schema.is_auto):
                 error = InvalidRequest(
                     f"the key {key[:32]!r} does not fit the table's key columns", field="key"
                 )
@@ -319,7 +400,7 @@ class TabletHost(Source):
         groups, self._queued, self._queued_count = self._queued, [], 0
         self.feed(e.Writes(groups, self._clock.wall_ms()))
 
-    def _elsewhere(self, reason: str) -> list[Any]:
+    def elsewhere(self, reason: str) -> list[Any]:
         """Certainly not done here: who may do it, as far as this node knows."""
         known = self.replica.coordinator_hint
         detail = {"coordinator": known} if known is not None else {}
@@ -385,25 +466,23 @@ class TabletHost(Source):
         event = e.LogRead(effect.node, effect.first, [record for _, record in found])
         asyncio.get_running_loop().call_soon(self.feed, event)
 
+    def _read_rows(self, effect: e.ReadRows) -> None:
+        """Some stored rows for the sweep (rule R20)."""
+        try:
+            found, exhausted = self._around.engine.scan(
+                self.tablet, effect.start, None, False, SWEEP_ROWS_COUNT, SWEEP_BYTES
+            )
+        except EngineCorrupt as error:
+            self.feed(e.Corrupted(str(error)))
+            return
+        event = e.RowsRead(effect.start, found, None if exhausted else found[-1][0] + b"\0")
+        asyncio.get_running_loop().call_soon(self.feed, event)
+
     def close(self) -> None:
         self._is_closed = True
         self._snapshots.close_all()
 
 
 def _refuse(group: e.WriteGroup, error: list[Any]) -> None:
-    request: Any = group.request  # opaque to the core; here it is a Request or a _Subset
+    request: Any = group.request  # opaque to the core; here it is a Request or a Subset
     request.answer(None, [error] * len(group.ops))
-
-
-class _Subset:
-    """Answers of the operations that were passed on, put back to their places in the whole group."""
-
-    __slots__ = ("_places", "_request")
-
-    def __init__(self, request: Request, places: list[int]) -> None:
-        self._request = request
-        self._places = places
-
-    def answer(self, indices: list[int] | None, results: list[Any]) -> None:
-        places = self._places if indices is None else [self._places[at] for at in indices]
-        self._request.answer(places, results)

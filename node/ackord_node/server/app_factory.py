@@ -62,6 +62,7 @@ def build_app(service: Service, transport: PeerAcceptor, metrics: Metrics) -> we
             web.get("/v1/tables/{table}", tables.describe),
             web.delete("/v1/tables/{table}", tables.drop),
             web.get("/v1/tables/{table}/rows", rows.scan),
+            web.get("/v1/tables/{table}/count", rows.count),
             web.get(row, rows.get),
             web.put(row, rows.put),
             web.patch(row, rows.patch),

@@ -9,11 +9,11 @@ from ackord.errors import Error, OutcomeUnknown, Unavailable
 from ackord.wire.json_forms import row_to_json
 from ackord.wire.keys import KeySchema
 from ackord.wire.messages import (
-    OP_SCAN,
     OP_WRITE,
     WHOLE_GROUP,
     TableDefinition,
     error_from_wire,
+    is_error,
     row_columns,
     row_version,
 )
@@ -54,16 +54,9 @@ async def ask(service: Service, group: list[Any], table: TableDefinition, json_r
     except TimeoutError:
         raise _undecided(op, tablet, service.limits.request_wait_ms) from None
     result = results if is_whole else results[0]
-    if is_whole or is_error(op, result):
+    if is_whole or is_error(result):
         raise _raised(result, tablet, service, table, json_rows)
     return result
-
-
-def is_error(op: int, result: Any) -> bool:
-    """Whether a result is an error: those begin with a code; a scan's begins with its list of rows."""
-    if op == OP_SCAN:
-        return type(result[0]) is int
-    return type(result) is list
 
 
 def row_answer(schema: KeySchema, key: bytes, row: bytes, as_json: bool) -> dict[str, Any]:

@@ -14,15 +14,29 @@ from ackord.wire.messages import (
     CLIENT_ID_BYTES,
     COND_IF_EXISTS,
     COND_IF_VERSION,
+    COND_MERGE,
+    COND_WHERE,
     KIND_DELETE,
     KIND_PUT,
+    KIND_PUT_AUTO,
+    KIND_UPDATE,
+    OP_AS_OF,
+    OP_CELLS,
+    OP_COUNT,
     OP_GET,
+    OP_HISTORY,
     OP_SCAN,
+    OP_SCAN_AS_OF,
+    OP_SELECT,
     OP_WRITE,
+    RETURN_NEW,
+    RETURN_OLD,
 )
 
 INT64_MAX = 2**63 - 1
+_VERSION_ITEMS = {OP_AS_OF: 5, OP_HISTORY: 6, OP_CELLS: 7, OP_SCAN_AS_OF: 9}
 _GET_ITEMS, _WRITE_ITEMS, _SCAN_ITEMS, _OP_ITEMS = 4, 7, 8, 7
+_SELECT_ITEMS, _COUNT_ITEMS = 6, 6
 
 
 class GroupChecker:
@@ -58,12 +72,64 @@ class GroupChecker:
             return self._check_get(group)
         if op == OP_SCAN:
             return self._check_scan(group)
-        raise _bad("op", f"unknown operation {_shown(op)}", [OP_GET, OP_WRITE, OP_SCAN])
+        if op == OP_SELECT:
+            return self._check_select(group)
+        if op == OP_COUNT:
+            return self._check_count(group)
+        if op in (OP_AS_OF, OP_HISTORY, OP_CELLS, OP_SCAN_AS_OF):
+            return self._check_versions(op, group)
+        raise _bad("op", f"unknown operation {_shown(op)}", [OP_GET, OP_WRITE, OP_SCAN, OP_SELECT, OP_COUNT])
+
+    def _check_versions(self, op: int, group: list[Any]) -> int:
+        """The reads of earlier versions and of cells."""
+        if op == OP_SCAN_AS_OF and len(group) == _VERSION_ITEMS[op] + 2:
+            _check_version(group[8])
+            return self._check_scan(group[:8] + group[9:])
+        if len(group) != _VERSION_ITEMS[op]:
+            raise _bad("group", f"a group of operation {op} has {_VERSION_ITEMS[op]} items")
+        if op == OP_SCAN_AS_OF:
+            _check_version(group[8])
+            return self._check_scan(group[:8])
+        if op == OP_HISTORY:
+            keys, numbers, count_max = [group[3]], [group[4]], group[5]
+        elif op == OP_AS_OF:
+            keys, numbers, count_max = group[3], [group[4]], 1
+        else:
+            keys, numbers, count_max = group[3], [], group[4]
+            for bound in group[5:]:
+                if bound is not None and (type(bound) is not int or abs(bound) > INT64_MAX):
+                    raise _bad("time_range", f"a time is an integer of milliseconds, not {_shown(bound)}")
+        for number in numbers:
+            _check_version(number)
+        most = self._limits.history_rows_count
+        if type(count_max) is not int or not 0 < count_max <= most:
+            raise _bad("limit", f"the limit must be 1 to {most}, not {_shown(count_max)}", most)
+        count = self._count(keys, "keys")
+        for key in keys:
+            if type(key) is not bytes or len(key) > self._key_bytes_max:
+                raise self._bad_key(key)
+        return count
 
     def _check_get(self, group: list[Any]) -> int:
         if len(group) != _GET_ITEMS:
             raise _bad("group", "a GET is [rid, 1, tablet, [key, ...]]")
-        keys = group[3]
+        return self._check_keys(group[3])
+
+    def _check_select(self, group: list[Any]) -> int:
+        if len(group) != _SELECT_ITEMS:
+            raise _bad("group", "a SELECT is [rid, 4, tablet, [key, ...], where, columns]")
+        self._check_where(group[4])
+        self._check_columns(group[5])
+        return self._check_keys(group[3])
+
+    def _check_count(self, group: list[Any]) -> int:
+        if len(group) != _COUNT_ITEMS:
+            raise _bad("group", "a COUNT is [rid, 5, tablet, start, end, where]")
+        self._check_bounds(group[3], group[4])
+        self._check_where(group[5])
+        return 1
+
+    def _check_keys(self, keys: Any) -> int:
         count = self._count(keys, "keys")
         for key in keys:
             if type(key) is not bytes or len(key) > self._key_bytes_max:
@@ -84,34 +150,40 @@ class GroupChecker:
         key_bytes_max = self._key_bytes_max
         for op in ops:
             if type(op) is not list or len(op) != _OP_ITEMS:
-                raise _bad("op", "an operation is [seq, kind, key, body, cond, cond_value, attempt]")
+                op = _without_returning(op)
             seq, kind, key, body, cond, cond_value, attempt = op
             if type(seq) is not int or not 0 < seq <= INT64_MAX:
                 raise _bad("seq", f"seq must be a positive integer, not {_shown(seq)}")
             if type(key) is not bytes or len(key) > key_bytes_max:
                 raise self._bad_key(key)
-            if type(kind) is not int or not KIND_PUT <= kind <= KIND_DELETE:
+            if type(kind) is not int or not KIND_PUT <= kind <= KIND_PUT_AUTO:
                 raise _bad("kind", f"unknown kind of write {_shown(kind)}")
             if type(body) is bytes:
                 if len(body) > self._row_bytes_max or kind == KIND_DELETE:
                     raise self._bad_body(kind, body)
             elif body is not None or kind != KIND_DELETE:
                 raise self._bad_body(kind, body)
-            if type(cond) is not int or not 0 <= cond <= COND_IF_EXISTS:
-                raise _bad("cond", f"unknown condition {_shown(cond)}")
-            if cond_value is not None or cond == COND_IF_VERSION:
+            if cond == COND_MERGE:
+                _check_merge(kind, cond_value)
+            elif type(cond) is not int or not 0 <= cond <= COND_IF_EXISTS:
+                self._check_where_condition(kind, cond, cond_value)
+            elif cond_value is not None or cond == COND_IF_VERSION:
                 _check_version(cond_value)
             if type(attempt) is not int or not 0 < attempt <= INT64_MAX:
                 raise _bad("attempt", f"attempt must be 1 or more, not {_shown(attempt)}")
         return count
 
     def _check_scan(self, group: list[Any]) -> int:
-        if len(group) != _SCAN_ITEMS:
-            raise _bad("group", "a SCAN is [rid, 3, tablet, start, end, reverse, rows_max, bytes_max]")
-        _, _, _, start, end, reverse, rows_max, bytes_max = group
-        for bound in (start, b"" if end is None else end):
-            if type(bound) is not bytes or len(bound) > self._key_bytes_max + 1:
-                raise self._bad_key(bound)
+        if len(group) == _SCAN_ITEMS + 2:
+            self._check_where(group[8])
+            self._check_columns(group[9])
+        elif len(group) != _SCAN_ITEMS:
+            raise _bad(
+                "group",
+                "a SCAN is [rid, 3, tablet, start, end, reverse, rows_max, bytes_max, where, columns]",
+            )
+        _, _, _, start, end, reverse, rows_max, bytes_max = group[:8]
+        self._check_bounds(start, end)
         if type(reverse) is not bool:
             raise _bad("reverse", f"reverse must be a bool, not {_shown(reverse)}")
         limits = self._limits
@@ -128,6 +200,41 @@ class GroupChecker:
                 limits.scan_page_bytes,
             )
         return 1
+
+    def _check_bounds(self, start: Any, end: Any) -> None:
+        for bound in (start, b"" if end is None else end):
+            if type(bound) is not bytes or len(bound) > self._key_bytes_max + 1:
+                raise self._bad_key(bound)
+
+    def _check_where(self, where: Any) -> None:
+        most = self._limits.expression_bytes
+        if where is not None and (type(where) is not bytes or len(where) > most):
+            size = f"{len(where)} bytes" if type(where) is bytes else f"a {type(where).__name__}"
+            raise _bad("where", f"an expression is bytes, at most {most}; this is {size}", most)
+
+    def _check_columns(self, columns: Any) -> None:
+        if columns is None:
+            return
+        most = self._limits.columns_count
+        if type(columns) is not list or len(columns) > most:
+            raise _bad("columns", f"columns must be a list of at most {most} names", most)
+        for name in columns:
+            if type(name) is not str or len(name) > self._limits.column_name_bytes:
+                raise _bad("columns", f"a column's name is str, not {_shown(name)}")
+
+    def _check_where_condition(self, kind: int, cond: Any, value: Any) -> None:
+        if cond != COND_WHERE or type(cond) is not int:
+            raise _bad("cond", f"unknown condition {_shown(cond)}")
+        if type(value) is not list or len(value) != 3 or type(value[2]) is not bytes:
+            raise _bad("cond_value", "the value of a where is [cond, cond_value, expression]")
+        self._check_where(value[2])
+        if value[0] == COND_MERGE:
+            _check_merge(kind, value[1])
+            return
+        if type(value[0]) is not int or not 0 <= value[0] <= COND_IF_EXISTS:
+            raise _bad("cond", f"unknown condition {_shown(value[0])} beside where")
+        if value[1] is not None or value[0] == COND_IF_VERSION:
+            _check_version(value[1])
 
     def _count(self, items: Any, what: str) -> int:
         most = self._limits.group_ops_count
@@ -150,6 +257,21 @@ class GroupChecker:
             return _bad("body", f"the body of a write is bytes, not {type(body).__name__}")
         most = self._row_bytes_max
         return _bad("body", f"a row of {len(body)} bytes is over the limit row_bytes of {most}", most)
+
+
+def _without_returning(op: Any) -> list[Any]:
+    """An operation with an eighth item, without it."""
+    if type(op) is not list or len(op) != _OP_ITEMS + 1:
+        raise _bad("op", "an operation is [seq, kind, key, body, cond, cond_value, attempt, returning]")
+    if type(op[_OP_ITEMS]) is not int or not RETURN_NEW <= op[_OP_ITEMS] <= RETURN_OLD:
+        raise _bad("returning", f"returning is {RETURN_NEW} or {RETURN_OLD}, not {_shown(op[_OP_ITEMS])}")
+    return op[:_OP_ITEMS]
+
+
+def _check_merge(kind: int, base: Any) -> None:
+    if kind not in (KIND_PUT, KIND_UPDATE):
+        raise _bad("on_conflict", "only a put or an update can be merged")
+    _check_version(base)
 
 
 def _check_version(value: Any) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from ackord.errors import InvalidRequest
+from ackord.wire.expressions import encode_expression, expression_from_json
 from ackord.wire.json_forms import from_json, parse_json, version_from_json
-from ackord.wire.keys import KeySchema
+from ackord.wire.keys import AUTO, KeySchema
 from ackord.wire.limits import Limits
 from ackord.wire.messages import (
     CLIENT_ID_BYTES,
@@ -20,11 +21,16 @@ from ackord.wire.messages import (
     COND_IF_EXISTS,
     COND_IF_VERSION,
     COND_NONE,
+    COND_WHERE,
+    RETURN_NEW,
+    RETURN_OLD,
     VERSION_COUNTER_BITS,
 )
+from ackord.wire.ranges import is_empty, key_range, seal, unseal
+from ackord_node.server.version_queries import on_conflict
 
-CONDITION_PARAMETERS = ("if_version", "if_absent", "if_exists")
-TOKEN_BYTES_MAX = 64 * 1024
+CONDITION_PARAMETERS = ("if_version", "if_absent", "if_exists", "where", "returning")
+SELECT_PARAMETERS = ("where", "columns")
 
 _UUID7 = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 _STAMPED = re.compile(r"([0-9]{13})-([!-~]+)")
@@ -35,6 +41,19 @@ _BASE64URL = re.compile(r"[A-Za-z0-9_-]*={0,2}")
 def key_of_path(raw_path: str, schema: KeySchema) -> bytes:
     """The encoded key that ``/v1/tables/T/rows/K1/K2`` names: int as decimal, str as text, bytes as
     base64url, each percent-encoded."""
+    return schema.encode(_key_values(raw_path, schema))
+
+
+def new_key_of_path(raw_path: str, schema: KeySchema) -> tuple[bytes, bool]:
+    """The same of a PUT, whose last segment may be ``auto`` where the last key column is AUTO; then the bytes of the
+    columns before, and True."""
+    values = _key_values(raw_path, schema)
+    if values[-1] is AUTO:
+        return schema.encode_auto(values), True
+    return schema.encode(values), False
+
+
+def _key_values(raw_path: str, schema: KeySchema) -> tuple[Any, ...]:
     segments = raw_path.split("/")[5:]
     if len(segments) != len(schema.columns):
         names = "/".join(name for name, _ in schema.columns)
@@ -45,11 +64,9 @@ def key_of_path(raw_path: str, schema: KeySchema) -> bytes:
             value=len(segments),
             limit=len(schema.columns),
         )
-    return schema.encode(
-        tuple(
-            _path_value(name, kind, segment)
-            for (name, kind), segment in zip(schema.columns, segments, strict=True)
-        )
+    return tuple(
+        _path_value(name, kind, segment)
+        for (name, kind), segment in zip(schema.columns, segments, strict=True)
     )
 
 
@@ -61,7 +78,9 @@ def _path_value(name: str, kind: str, segment: str) -> Any:
         raise _bad_segment(name, segment, "percent-encoded UTF-8") from None
     if kind == "str":
         return text
-    if kind == "int":
+    if kind == "auto" and text == "auto":
+        return AUTO
+    if kind in ("int", "auto"):
         if _INT.fullmatch(text) is None:
             raise _bad_segment(name, segment, "a decimal integer")
         return int(text)
@@ -89,9 +108,56 @@ def _from_base64url(text: str) -> bytes | None:
         return None
 
 
-def condition_of_query(query: dict[str, str]) -> tuple[int, int | None]:
-    """(cond, cond_value) of ``if_version=``, ``if_absent=true`` or ``if_exists=true``; at most one."""
-    given = [name for name in CONDITION_PARAMETERS if name in query]
+def condition_of_query(query: dict[str, str], limits: Limits) -> tuple[int, Any]:
+    """(cond, cond_value) of ``where=`` and at most one of ``if_version=``, ``if_absent=true``,
+    ``if_exists=true``."""
+    condition, value = on_conflict(query, *_plain_condition(query))
+    where = where_of_query(query, limits)
+    return (condition, value) if where is None else (COND_WHERE, [condition, value, where])
+
+
+def where_of_query(query: dict[str, str], limits: Limits) -> bytes | None:
+    """The expression ``where`` holds as JSON, encoded."""
+    if "where" not in query:
+        return None
+    return encode_expression(expression_from_json(parse_json(query["where"]), limits), limits)
+
+
+def selection_of_query(query: dict[str, str], limits: Limits) -> list[Any]:
+    """``[where, columns]``, empty if neither is given; ``columns`` is a JSON list of names."""
+    where, columns = where_of_query(query, limits), None
+    if "columns" in query:
+        columns = parse_json(query["columns"])
+        if not isinstance(columns, list) or not all(type(name) is str for name in columns):
+            raise InvalidRequest(
+                "columns must be a JSON list of column names", field="columns", value=query["columns"][:60]
+            )
+        if len(columns) > limits.columns_count:
+            raise InvalidRequest(
+                f"{len(columns)} columns, over the limit of {limits.columns_count}",
+                field="columns",
+                value=len(columns),
+                limit=limits.columns_count,
+            )
+    return [] if where is None and columns is None else [where, columns]
+
+
+def returning_of_query(query: dict[str, str]) -> list[int]:
+    """What follows the operation on the wire if a row is to be returned: ``returning=new`` or ``old``."""
+    if "returning" not in query:
+        return []
+    known = {"new": RETURN_NEW, "old": RETURN_OLD}
+    if query["returning"] not in known:
+        raise InvalidRequest(
+            f"returning must be new or old, not {query['returning'][:60]!r}",
+            field="returning",
+            value=query["returning"][:60],
+        )
+    return [known[query["returning"]]]
+
+
+def _plain_condition(query: dict[str, str]) -> tuple[int, int | None]:
+    given = [name for name in CONDITION_PARAMETERS[:3] if name in query]
     if len(given) > 1:
         raise InvalidRequest(f"{' and '.join(given)} exclude each other", field=given[1])
     if "if_version" in query:
@@ -142,13 +208,13 @@ class ScanRange:
     reverse: bool
 
     def is_empty(self) -> bool:
-        return self.end is not None and self.start >= self.end
+        return is_empty((self.start, self.end))
 
-    def after_row(self, key: bytes) -> ScanRange:
-        """What is left once the row with this key was delivered."""
+    def after(self, follows: bytes) -> ScanRange:
+        """What is left, where a page said what follows it."""
         if self.reverse:
-            return ScanRange(self.start, key, True)
-        return ScanRange(key + b"\x00", self.end, False)
+            return ScanRange(self.start, follows, True)
+        return ScanRange(follows, self.end, False)
 
     def after_tablet(self, start: bytes, end: bytes | None) -> ScanRange | None:
         """What is left once the tablet start..end is exhausted; None if nothing is."""
@@ -160,43 +226,44 @@ class ScanRange:
             rest = ScanRange(end, self.end, False)
         return None if rest.is_empty() else rest
 
-    def token(self) -> str:
-        """The position as text; opaque to callers, bound to the direction."""
-        position = b"r" + (self.end or b"") if self.reverse else b"f" + self.start
-        return base64.urlsafe_b64encode(position).decode().rstrip("=")
+    def token(self, table_id: int) -> str:
+        """The position as text; opaque to callers, bound to the table and the direction."""
+        return seal("page", [table_id, self.reverse, self.end if self.reverse else self.start])
 
-    def resumed(self, token: str) -> ScanRange:
+    def resumed(self, token: str, table_id: int) -> ScanRange:
         """This range from the token's position on, never outside of it."""
-        position = _from_base64url(token) if len(token) <= TOKEN_BYTES_MAX else None
-        if not position or position[:1] != (b"r" if self.reverse else b"f"):
+        content = unseal("page", token, "after")
+        if len(content) != 3 or content[:2] != [table_id, self.reverse]:
             raise InvalidRequest(
-                "after must be the `next` of an answer to the same scan", field="after", value=token[:60]
+                "after must be the `next` of an answer to the same request", field="after", value=token[:60]
             )
-        at = position[1:]
+        at: bytes | None = content[2]
+        if at is None:
+            return self  # nothing was read yet, and the range has no end
         if self.reverse:
-            if not at:
-                return self  # nothing was read yet, and the range has no end
             return ScanRange(self.start, at if self.end is None else min(at, self.end), True)
         return ScanRange(max(at, self.start), self.end, False)
 
 
-SCAN_PARAMETERS = ("limit", "reverse", "start", "end", "prefix", "after")
+RANGE_PARAMETERS = ("start", "start_after", "end", "end_at", "prefix", "after", "where")
+SCAN_PARAMETERS = ("limit", "reverse", "columns", *RANGE_PARAMETERS)
 
 
-def scan_of_query(query: dict[str, str], schema: KeySchema, limits: Limits) -> tuple[ScanRange, int]:
-    """(what to scan, rows at most). ``start``, ``end`` and ``prefix`` are JSON lists of key values."""
-    start, end = b"", None
-    if "prefix" in query:
-        if "start" in query or "end" in query:
-            raise InvalidRequest("prefix and start or end exclude each other", field="prefix")
-        start, end = schema.prefix_range(_json_key("prefix", query["prefix"]))
-    if "start" in query:
-        start = schema.encode_prefix(_json_key("start", query["start"]))
-    if "end" in query:
-        end = schema.encode_prefix(_json_key("end", query["end"]))
+def range_of_query(query: dict[str, str], schema: KeySchema, table_id: int) -> ScanRange:
+    """What is to be scanned: ``prefix``, ``start``, ``start_after``, ``end`` and ``end_at`` are JSON lists of key
+    values, ``after`` is the token of the page before."""
+    keys = {
+        name: _json_key(name, query[name])
+        for name in ("prefix", "start", "start_after", "end", "end_at")
+        if name in query
+    }
+    start, end = key_range(schema, keys.pop("prefix", ()), **keys)
     wanted = ScanRange(start, end, flag_of_query(query, "reverse"))
-    if "after" in query:
-        wanted = wanted.resumed(query["after"])
+    return wanted.resumed(query["after"], table_id) if "after" in query else wanted
+
+
+def limit_of_query(query: dict[str, str], limits: Limits) -> int:
+    """How many rows the page may hold."""
     text = query.get("limit", str(limits.scan_page_rows_count))
     is_number = text.isascii() and text.isdigit() and len(text) <= 10
     if not is_number or not 1 <= int(text) <= limits.scan_page_rows_count:
@@ -206,7 +273,7 @@ def scan_of_query(query: dict[str, str], schema: KeySchema, limits: Limits) -> t
             value=text[:60],
             limit=limits.scan_page_rows_count,
         )
-    return wanted, int(text)
+    return int(text)
 
 
 def _json_key(name: str, text: str) -> tuple[Any, ...]:

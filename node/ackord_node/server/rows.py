@@ -12,13 +12,20 @@ from typing import Any
 from aiohttp import web
 
 from ackord.errors import Error, InvalidRequest
-from ackord.wire.json_forms import columns_from_json
+from ackord.wire.json_forms import columns_from_json, to_json, version_from_json
 from ackord.wire.messages import (
+    COND_NONE,
     KIND_DELETE,
     KIND_PUT,
+    KIND_PUT_AUTO,
     KIND_UPDATE,
+    OP_CELLS,
+    OP_COUNT,
     OP_GET,
+    OP_HISTORY,
     OP_SCAN,
+    OP_SCAN_AS_OF,
+    OP_SELECT,
     OP_WRITE,
     VERSION_COUNTER_BITS,
     TableDefinition,
@@ -33,18 +40,34 @@ from ackord_node.server.forward import IDEMPOTENCY_HEADER, Forwarder, is_forward
 from ackord_node.server.metrics import Metrics
 from ackord_node.server.row_requests import (
     CONDITION_PARAMETERS,
+    RANGE_PARAMETERS,
     SCAN_PARAMETERS,
+    SELECT_PARAMETERS,
     ScanRange,
     condition_of_query,
     identity_of_key,
     key_of_path,
-    scan_of_query,
+    limit_of_query,
+    new_key_of_path,
+    range_of_query,
+    returning_of_query,
+    selection_of_query,
+    where_of_query,
+)
+from ackord_node.server.version_queries import (
+    EXTRA_PARAMETERS,
+    VERSION_PARAMETERS,
+    cells_answer,
+    history_answer,
+    version_group,
+    with_extras,
 )
 
 HTTP_SEQ = 1  # an idempotency key is a client of one write
 HTTP_FLOOR = 0
 HTTP_ATTEMPT = 2  # the node cannot know whether a key was sent before; so negative results are recorded
-_UPDATE_FIELDS = {"set": False, "delete": False, "increment": False}
+COUNT_STEPS = 100  # stretches of a range that one request counts before it answers with a token
+_UPDATE_FIELDS = dict.fromkeys(("set", "delete", "increment", "append", "delete_cells"), False)
 
 
 class RowHandlers:
@@ -56,13 +79,16 @@ class RowHandlers:
         self._metrics = metrics
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        check_query(request, ())
+        query = check_query(request, (*SELECT_PARAMETERS, *VERSION_PARAMETERS))
         table = self._service.table(request.match_info["table"])
         key = key_of_path(request.rel_url.raw_path, table.key)
         tablet = table.tablet_of(key).id
         as_json = not wants_msgpack(request)
+        selection = selection_of_query(query, self._service.limits)
+        group = [OP_SELECT if selection else OP_GET, tablet, [key], *selection]
+        group = version_group(query, tablet, key, self._service.limits) or group
         try:
-            row = await self._ask("get", [OP_GET, tablet, [key]], table, as_json)
+            row = await self._ask("history" if group[0] == OP_HISTORY else "get", group, table, as_json)
         except NotServedHere as elsewhere:
             return await self._forward(request, elsewhere, None, {})
         if row is None:
@@ -75,6 +101,10 @@ class RowHandlers:
                 "current": None,
             }
             return answer(request, {"error": missing}, 404)
+        if group[0] == OP_HISTORY:
+            return answer(request, history_answer(table.key, key, row, as_json))
+        if group[0] == OP_CELLS:
+            return answer(request, cells_answer(table.key, key, row, as_json))
         return answer(request, row_answer(table.key, key, row, as_json))
 
     async def put(self, request: web.Request) -> web.StreamResponse:
@@ -88,10 +118,13 @@ class RowHandlers:
         changes = fields.get("set", {})
         if body.is_json:
             changes = columns_from_json(changes, "set")
+        appends = fields.get("append", {})
+        if body.is_json:
+            appends = columns_from_json(appends, "append")
         update = encode_update(
-            changes, fields.get("delete", []), fields.get("increment", {}), self._service.limits
+            changes, fields.get("delete", []), fields.get("increment", {}), self._service.limits, appends
         )
-        return await self._write(request, KIND_UPDATE, update, body)
+        return await self._write(request, KIND_UPDATE, update, body, fields.get("delete_cells"))
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
         if request.body_exists and await request.read():
@@ -99,53 +132,91 @@ class RowHandlers:
         return await self._write(request, KIND_DELETE, None, None)
 
     async def _write(
-        self, request: web.Request, kind: int, encoded: bytes | None, body: Body | None
+        self,
+        request: web.Request,
+        kind: int,
+        encoded: bytes | None,
+        body: Body | None,
+        delete_cells: Any = None,
     ) -> web.StreamResponse:
         service = self._service
-        cond, cond_value = condition_of_query(check_query(request, CONDITION_PARAMETERS))
+        query = check_query(request, (*CONDITION_PARAMETERS, *EXTRA_PARAMETERS))
+        cond, cond_value = condition_of_query(query, service.limits)
+        encoded = with_extras(query, encoded, delete_cells)
         table = service.table(request.match_info["table"])
-        key = key_of_path(request.rel_url.raw_path, table.key)
+        key, is_auto = new_key_of_path(request.rel_url.raw_path, table.key)
+        if is_auto:
+            if kind != KIND_PUT or cond != COND_NONE:
+                raise InvalidRequest("auto makes a new row: only PUT without a condition can", field="key")
+            kind = KIND_PUT_AUTO
         given = request.headers.get(IDEMPOTENCY_HEADER)
         idempotency_key = self._fresh_key() if given is None else given
         client_id, registered = identity_of_key(idempotency_key, service.limits)
         attempt = 1 if given is None else HTTP_ATTEMPT
-        op = [HTTP_SEQ, kind, key, encoded, cond, cond_value, attempt]
+        op = [HTTP_SEQ, kind, key, encoded, cond, cond_value, attempt, *returning_of_query(query)]
         group = [OP_WRITE, table.tablet_of(key).id, client_id, registered, HTTP_FLOOR, [op]]
         try:
-            version = await self._ask("write", group, table, not wants_msgpack(request))
+            result = await self._ask("write", group, table, not wants_msgpack(request))
         except NotServedHere as elsewhere:
             raw = None if body is None else body.raw
             return await self._forward(request, elsewhere, raw, {IDEMPOTENCY_HEADER: idempotency_key})
-        return answer(request, {"version": version if wants_msgpack(request) else str(version)})
+        return answer(request, _written(table, key, is_auto, result, not wants_msgpack(request)))
 
     async def scan(self, request: web.Request) -> web.StreamResponse:
-        service = self._service
-        query = check_query(request, SCAN_PARAMETERS)
-        table = service.table(request.match_info["table"])
-        left, rows_max = scan_of_query(query, table.key, service.limits)
+        limits = self._service.limits
+        query = check_query(request, (*SCAN_PARAMETERS, "as_of"))
+        past = [version_from_json(query["as_of"], "as_of")] if "as_of" in query else []
+        table = self._service.table(request.match_info["table"])
+        left = range_of_query(query, table.key, table.id)
+        rows_max, selection = limit_of_query(query, limits), selection_of_query(query, limits)
         rest: ScanRange | None = None if left.is_empty() else left
         as_json = not wants_msgpack(request)
         rows: list[dict[str, Any]] = []
-        bytes_left = service.limits.scan_page_bytes
-        while rest is not None and len(rows) < rows_max and bytes_left > 0:
+        bytes_left, steps = limits.scan_page_bytes, 0
+        while rest is not None and len(rows) < rows_max and bytes_left > 0 and steps < COUNT_STEPS:
             tablet = _tablet_of_scan(table, rest)
-            start, end = _clipped(tablet, rest)
-            group = [OP_SCAN, tablet.id, start, end, rest.reverse, rows_max - len(rows), bytes_left]
+            bounds = [*_clipped(tablet, rest), rest.reverse, rows_max - len(rows), bytes_left]
             try:
-                found, exhausted = await self._ask("scan", group, table, as_json)
+                op = OP_SCAN_AS_OF if past else OP_SCAN
+                found, follows = await self._ask(
+                    "scan", [op, tablet.id, *bounds, *past, *selection], table, as_json
+                )
             except NotServedHere as elsewhere:
-                if rows or (rest is not left and is_forwarded(request)):
+                if steps and (rows or is_forwarded(request)):
                     break  # the next page begins in this tablet, and is forwarded whole
-                return await self._forward(request, elsewhere, None, {}, query | {"after": rest.token()})
-            rows.extend(row_answer(table.key, key, row, as_json) for key, row in found)
-            bytes_left -= sum(len(key) + len(row) for key, row in found)
-            if exhausted:
-                rest = rest.after_tablet(tablet.start, tablet.end)
-            elif found:
-                rest = rest.after_row(found[-1][0])
-            else:
-                break
-        return answer(request, {"rows": rows, "next": None if rest is None else rest.token()})
+                return await self._forward(
+                    request, elsewhere, None, {}, query | {"after": rest.token(table.id)}
+                )
+            pairs = list(zip(found[::2], found[1::2], strict=True))
+            rows.extend(row_answer(table.key, key, row, as_json) for key, row in pairs)
+            bytes_left -= sum(map(len, found))
+            rest = rest.after_tablet(tablet.start, tablet.end) if follows is None else rest.after(follows)
+            steps += 1
+        return answer(request, {"rows": rows, "next": None if rest is None else rest.token(table.id)})
+
+    async def count(self, request: web.Request) -> web.StreamResponse:
+        """``{"count": n, "next": token or null}``: the sum over all pages is the count of the range."""
+        query = check_query(request, RANGE_PARAMETERS)
+        table = self._service.table(request.match_info["table"])
+        left = range_of_query(query, table.key, table.id)
+        where = where_of_query(query, self._service.limits)
+        rest: ScanRange | None = None if left.is_empty() else left
+        total = steps = 0
+        while rest is not None and steps < COUNT_STEPS:
+            tablet = _tablet_of_scan(table, rest)
+            group = [OP_COUNT, tablet.id, *_clipped(tablet, rest), where]
+            try:
+                found, follows = await self._ask("count", group, table, not wants_msgpack(request))
+            except NotServedHere as elsewhere:
+                if steps:
+                    break
+                return await self._forward(
+                    request, elsewhere, None, {}, query | {"after": rest.token(table.id)}
+                )
+            total += found
+            rest = rest.after_tablet(tablet.start, tablet.end) if follows is None else rest.after(follows)
+            steps += 1
+        return answer(request, {"count": total, "next": None if rest is None else rest.token(table.id)})
 
     # ------------------------------------------------------------------ helpers
 
@@ -200,3 +271,15 @@ def _tablet_of_scan(table: TableDefinition, rest: ScanRange) -> TabletRange:
 def _clipped(tablet: TabletRange, rest: ScanRange) -> tuple[bytes, bytes | None]:
     ends = [end for end in (tablet.end, rest.end) if end is not None]
     return max(tablet.start, rest.start), min(ends) if ends else None
+
+
+def _written(table: TableDefinition, key: bytes, is_auto: bool, result: Any, as_json: bool) -> dict[str, Any]:
+    """The answer to a write: its version, the key if the table numbered it, the row if one was asked for."""
+    version, *row = result if isinstance(result, list) else [result]
+    answered: dict[str, Any] = {"version": str(version) if as_json else version}
+    if is_auto:
+        key = table.key.complete_auto(key, version)
+        answered["key"] = [to_json(value) if as_json else value for value in table.key.decode(key)]
+    if row:
+        answered["row"] = None if row[0] is None else row_answer(table.key, key, row[0], as_json)
+    return answered

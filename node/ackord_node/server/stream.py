@@ -23,14 +23,21 @@ from ackord.errors import BY_CODE, Error, InvalidRequest, Unauthorized, Unavaila
 from ackord.wire.frames import FrameDecoder, encode_frame, packb
 from ackord.wire.messages import (
     HELLO_REFUSED,
+    OP_AS_OF,
+    OP_CELLS,
+    OP_COUNT,
     OP_GET,
+    OP_HISTORY,
     OP_SCAN,
+    OP_SCAN_AS_OF,
+    OP_SELECT,
     OP_WRITE,
     STREAM_CONTENT_TYPE,
     WHOLE_GROUP,
     WIRE_VERSION,
     WIRE_VERSION_OLDEST,
     error_to_wire,
+    is_error,
 )
 from ackord_node.framing import join_frame
 from ackord_node.runtime.service import Service
@@ -44,7 +51,17 @@ UNSENT_BYTES_MAX = 8 * 1024 * 1024  # answers that the client has not taken; bey
 ANSWER_BYTES = 1024 * 1024  # a longer answer of several operations is split
 FRAME_BYTES = 4 * 1024 * 1024  # a response frame ends once it is this long
 OVERLOAD_RETRY_MS = 50
-OP_NAMES = {OP_GET: "get", OP_WRITE: "write", OP_SCAN: "scan"}
+OP_NAMES = {
+    OP_GET: "get",
+    OP_SELECT: "get",
+    OP_AS_OF: "get",
+    OP_CELLS: "get",
+    OP_HISTORY: "history",
+    OP_WRITE: "write",
+    OP_SCAN: "scan",
+    OP_SCAN_AS_OF: "scan",
+    OP_COUNT: "count",
+}
 
 _EXPECTED = (Error, ValueError, OSError, EOFError, aiohttp.ClientError, web.RequestPayloadError)
 
@@ -276,7 +293,7 @@ class ClientStream:
     def _count_results(self, op: int, results: list[Any]) -> None:
         failed = 0
         for result in results:
-            if type(result) is list and (op != OP_SCAN or type(result[0]) is int):
+            if type(result) is list and is_error(result):
                 failed += 1
                 self._count_outcome(op, _error_name(result), 1)
         if failed < len(results):

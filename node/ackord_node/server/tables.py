@@ -10,10 +10,11 @@ from ackord.errors import InvalidRequest
 from ackord.wire.json_forms import from_json
 from ackord.wire.keys import KeySchema
 from ackord.wire.messages import check_table_name, split_starts
+from ackord.wire.options import TableOptions
 from ackord_node.runtime.service import Service
 from ackord_node.server.bodies import answer, check_fields, check_query, read_body
 
-_CREATE_FIELDS = {"name": True, "key": True, "split_at": False}
+_CREATE_FIELDS = {"name": True, "key": True, "split_at": False, "options": False}
 
 
 class TableHandlers:
@@ -38,7 +39,8 @@ class TableHandlers:
         elif body.is_json:
             split_at = from_json(split_at)
         split_starts(key, split_at, limits)
-        table = await self._service.create_table(name, key.to_wire(), list(split_at))
+        options = TableOptions.from_wire(fields.get("options"))
+        table = await self._service.create_table(name, key.to_wire(), list(split_at), options)
         return answer(request, table.to_wire(), 201)
 
     async def describe(self, request: web.Request) -> web.StreamResponse:
