@@ -12,16 +12,20 @@ from ackord_node.adapters.engine_memory import MemoryDisk, MemoryEngine
 from ackord_node.adapters.engine_rocksdb import RocksEngine
 from ackord_node.core.history import VERSION_MAX, Moment, Removable, history_key, split_history_key
 from ackord_node.ports import Batch, Engine
+from tests.sim.disk import SimDisk, SimEngine
 
 NO_LIMIT = 1 << 40
 Model = dict[bytes, dict[int, bytes | None]]
 
 
-@pytest.fixture(params=["memory", "rocksdb"])
+@pytest.fixture(params=["memory", "sim", "rocksdb"])
 def make_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Engine]:
     if request.param == "memory":
         disk = MemoryDisk()
         return lambda: MemoryEngine(disk)
+    if request.param == "sim":
+        sim_disk = SimDisk(wal_bytes_max=1024)
+        return lambda: SimEngine(sim_disk)
     return lambda: RocksEngine(tmp_path / "data", reserve_bytes=0, write_buffer_bytes=1 << 20)
 
 

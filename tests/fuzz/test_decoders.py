@@ -25,12 +25,23 @@ from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.log import Entry, RecordCorrupt
 from ackord_node.core.types import Descriptor, Member
 from ackord_node.server.groups import GroupChecker
-from ackord_node.server.row_requests import SCAN_PARAMETERS, identity_of_key, key_of_path, scan_of_query
+from ackord_node.server.row_requests import (
+    CONDITION_PARAMETERS,
+    SCAN_PARAMETERS,
+    condition_of_query,
+    identity_of_key,
+    key_of_path,
+    limit_of_query,
+    range_of_query,
+    returning_of_query,
+    selection_of_query,
+)
 from tests.fuzz.mutation import Mutator, nested
 
 SCHEMA = KeySchema((("a", "int"), ("b", "str"), ("c", "bytes")))
 CASES = 2500
 TABLET = 0x10001
+TABLE_ID = 1
 
 scalars = (
     st.none()
@@ -164,13 +175,18 @@ def judge_path(data: bytes) -> None:
 
 
 def judge_token(data: bytes) -> None:
-    scan_of_query({"after": data.decode("latin-1")}, SCHEMA, DEFAULT_LIMITS)
+    range_of_query({"after": data.decode("latin-1")}, SCHEMA, TABLE_ID)
 
 
 def judge_query(data: bytes) -> None:
     value = unpackb(data)
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
-        scan_of_query({n: str(v) for n, v in value.items() if n in SCAN_PARAMETERS}, SCHEMA, DEFAULT_LIMITS)
+        query = {n: str(v) for n, v in value.items() if n in SCAN_PARAMETERS + CONDITION_PARAMETERS}
+        limit_of_query(query, DEFAULT_LIMITS)
+        returning_of_query(query)
+        selection_of_query(query, DEFAULT_LIMITS)
+        condition_of_query(query, DEFAULT_LIMITS)
+        range_of_query(query, SCHEMA, TABLE_ID)
 
 
 def judge_error(data: bytes) -> None:

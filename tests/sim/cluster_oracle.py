@@ -153,7 +153,7 @@ class PrefixOracle:
         groups = [group for group in entry.groups if group[0] is not None]
         if groups and version <= truth.last_version:
             raise Violation(f"tablet {tablet:x}: {index} has version {version} after {truth.last_version}")
-        for client, _, _, seqs, keys, values in groups:
+        for client, _, _, seqs, keys, values in (group[:6] for group in groups):
             for seq, key, value in zip(seqs, keys, values, strict=True):
                 first = truth.requests.setdefault((client, seq), index) if client else index
                 if first != index:

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ackord_node.adapters.engine_memory import SortedMap
+from ackord_node.adapters import history_walk
+from ackord_node.adapters.engine_memory import MapCursor, SortedMap
+from ackord_node.core.history import Moment, Removable
 from ackord_node.ports import Batch, EngineCorrupt, EngineError, EngineFailed, EngineFull, EngineLocked
 from tests.sim.stored import HEADER, Copy, Damaged, State, encoded, replayed, with_batches
 
@@ -24,7 +26,7 @@ _COMPACTION_FOLDS = 4  # so many tables of the newest level are merged into one
 _BLOCK_RECORDS_MAX = 6  # neighbours that share a damaged block
 _UNLIMITED = 1 << 62
 _KINDS = ("wal", "row", "log", "request", "meta", "manifest", "record")
-_SPACES = {"row": "rows", "log": "log", "record": "log", "request": "requests"}
+_SPACES = {"row": "rows", "log": "log", "record": "log", "request": "requests", "version": "history"}
 
 
 @dataclass(slots=True)
@@ -397,7 +399,35 @@ class SimEngine:
 
     def snapshot(self, tablet: int) -> SimSnapshot:
         copy = self._copy(tablet)
-        return SimSnapshot(self, tablet, {"rows": copy.rows.share(), "requests": copy.requests.share()})
+        spaces = {"rows": copy.rows, "requests": copy.requests, "history": copy.history}
+        return SimSnapshot(self, tablet, {name: records.share() for name, records in spaces.items()})
+
+    def history(
+        self, tablet: int, key: bytes, version_max: int, count_max: int
+    ) -> list[tuple[int, bytes | None]]:
+        return history_walk.versions(self._history(tablet), key, version_max, count_max)
+
+    def history_scan(
+        self,
+        tablet: int,
+        start: bytes,
+        end: bytes | None,
+        reverse: bool,
+        as_of: int,
+        count_max: int,
+        keys_max: int,
+        bytes_max: int,
+    ) -> tuple[list[Moment], bytes | None]:
+        cursor = self._history(tablet)
+        return history_walk.scan(cursor, start, end, reverse, as_of, count_max, keys_max, bytes_max)
+
+    def history_excess(
+        self, tablet: int, start: bytes, bounds: Removable, keys_max: int, records_max: int
+    ) -> tuple[list[tuple[bytes, int, bool]], bytes | None]:
+        return history_walk.excess(self._history(tablet), start, bounds, keys_max, records_max)
+
+    def _history(self, tablet: int) -> MapCursor:
+        return _CheckingCursor(tablet, self._copy(tablet).history)
 
     def free_bytes(self) -> int:
         return self.disk.free_bytes() - self.disk.reserve_bytes
@@ -421,8 +451,23 @@ class SimEngine:
         return self.state.copies.get(tablet) or Copy()
 
 
+class _CheckingCursor(MapCursor):
+    """A walk meets the blocks of all that it passes."""
+
+    def __init__(self, tablet: int, records: SortedMap[bytes]) -> None:
+        keys = [key for key, _ in records.items(None, None)]
+        super().__init__(keys, dict(records.items(None, None)))
+        self._tablet = tablet
+
+    def key(self) -> bytes | None:
+        found = super().key()
+        if found is not None:
+            _checked(self.value(), self._tablet)
+        return found
+
+
 class SimSnapshot:
-    """One tablet's rows and requests as they were, until the store is closed or opened again."""
+    """One tablet's rows, history and requests as they were, until the store is closed or opened again."""
 
     def __init__(self, engine: SimEngine, tablet: int, spaces: dict[str, SortedMap[bytes]]) -> None:
         self._engine = engine

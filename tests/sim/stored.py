@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import msgpack
 
 from ackord_node.adapters.engine_memory import SortedMap
+from ackord_node.core.history import history_key
 from ackord_node.ports import Batch
 
 HEADER = struct.Struct(">II")  # length of the payload, its checksum
@@ -33,14 +34,16 @@ class Copy:
     log: SortedMap[int] = field(default_factory=SortedMap)
     rows: SortedMap[bytes] = field(default_factory=SortedMap)
     requests: SortedMap[bytes] = field(default_factory=SortedMap)
+    history: SortedMap[bytes] = field(default_factory=SortedMap)  # core.history.history_key -> row
 
     def share(self) -> Copy:
-        return Copy(self.meta, self.log.share(), self.rows.share(), self.requests.share())
+        spaces = (self.log.share(), self.rows.share(), self.requests.share(), self.history.share())
+        return Copy(self.meta, *spaces)
 
     def values(self) -> Iterator[bytes]:
         if self.meta is not None:
             yield self.meta
-        for space in (self.log, self.rows, self.requests):
+        for space in (self.log, self.rows, self.requests, self.history):
             for _, value in space.items(None, None):
                 yield value
 
@@ -79,6 +82,10 @@ class State:
             self.copy(tablet).rows.put(key, row)
         for tablet, client, request in batch.requests:
             self.copy(tablet).requests.put(client, request)
+        for tablet, key, version, row in batch.history:
+            self.copy(tablet).history.put(history_key(key, version, row is None), row or b"")
+        for tablet, key, version, is_deletion in batch.history_drop:
+            self.copy(tablet).history.put(history_key(key, version, is_deletion), None)
         self.node.update(batch.node)
 
     def size_bytes(self) -> int:
@@ -99,6 +106,8 @@ def encoded(batch: Batch) -> bytes:
             batch.log,
             batch.rows,
             batch.requests,
+            batch.history,
+            batch.history_drop,
             list(batch.node.items()),
         ]
     )
@@ -106,7 +115,9 @@ def encoded(batch: Batch) -> bytes:
 
 
 def _decoded(payload: bytes) -> Batch:
-    clear, forget, cut, trim, meta, log, rows, requests, node = msgpack.unpackb(payload, use_list=False)
+    clear, forget, cut, trim, meta, log, rows, requests, history, history_drop, node = msgpack.unpackb(
+        payload, use_list=False
+    )
     return Batch(
         list(clear),
         list(forget),
@@ -116,6 +127,8 @@ def _decoded(payload: bytes) -> Batch:
         list(log),
         list(rows),
         list(requests),
+        list(history),
+        list(history_drop),
         dict(node),
     )
 

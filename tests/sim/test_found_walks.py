@@ -51,7 +51,10 @@ def test_somebody_takes_over_although_the_lock_was_free_before_and_after_the_ser
     """The adapters report changes only: what was known of the lock must outlive the service's absence."""
     world, service = cluster.world, cluster.service
     leader, host = next(
-        (n, h) for n in cluster.nodes.values() for h in n.hosts().values() if h.replica.coordinator is not None
+        (n, h)
+        for n in cluster.nodes.values()
+        for h in n.hosts().values()
+        if h.replica.coordinator is not None
     )
     service.expire(leader.name)  # the lock is gone, and nobody gets as far as taking it
     for name in cluster.nodes:

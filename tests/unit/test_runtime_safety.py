@@ -16,6 +16,7 @@ from ackord.wire.frames import unpackb
 from ackord.wire.keys import KeySchema
 from ackord.wire.limits import Limits
 from ackord.wire.messages import TableDefinition
+from ackord.wire.options import DEFAULT_OPTIONS
 from ackord_node.adapters.clock import SystemClock
 from ackord_node.adapters.coordination_memory import MemoryCoordination, MemoryCoordinationService
 from ackord_node.adapters.engine_memory import MemoryDisk, MemoryEngine
@@ -235,12 +236,12 @@ def test_a_scan_waits_for_what_is_pending_in_its_range() -> None:
     h = leased()
     host, _ = hosting(h)
     answers: list[Any] = []
-    host.scan(1, EVERYTHING, answers.append)
+    host.scan(1, EVERYTHING, [], answers.append)
     assert answers == []
-    host.scan(2, Range(b"l", None, False, 10, 1000), answers.append)
-    assert answers == [[2, None, [[[], True]]]]
+    host.scan(2, Range(b"l", None, False, 10, 1000), [], answers.append)
+    assert answers == [[2, None, [[[], None]]]]
     host.feed(e.Received("n1", 11, [m.COMMIT, TABLET, 3, 1]))
-    assert answers[1:] == [[1, None, [[[(b"k", b"rrr")], True]]]]
+    assert answers[1:] == [[1, None, [[[b"k", b"rrr"], None]]]]
 
 
 def test_a_scan_without_a_lease_is_refused() -> None:
@@ -248,7 +249,7 @@ def test_a_scan_without_a_lease_is_refused() -> None:
     host, around = hosting(h)
     around.clock.seconds += 6
     answers: list[Any] = []
-    host.scan(1, Range(b"l", None, False, 10, 1000), answers.append)
+    host.scan(1, Range(b"l", None, False, 10, 1000), [], answers.append)
     assert answers[0][2][2]["reason"] == "no_lease"
 
 
@@ -268,7 +269,7 @@ def test_damage_that_a_read_meets_is_told_to_the_core() -> None:
     copy_id = h.r.state.copy_id
     engine.disk.corrupt_next.add(TABLET)
     answers: list[Any] = []
-    host.scan(1, Range(b"l", None, False, 10, 1000), answers.append)
+    host.scan(1, Range(b"l", None, False, 10, 1000), [], answers.append)
     assert answers[0][2][2]["reason"] == "no_lease"
     assert h.r.state.copy_id != copy_id, "it is rebuilt"
     assert around.crashes == []
@@ -278,8 +279,8 @@ def test_a_page_is_overlaid_with_what_is_committed_and_not_stored_yet() -> None:
     engine = opened()
     engine.commit(Batch(rows=[(TABLET, b"a", b"old"), (TABLET, b"b", b"old")]))
     unapplied = {b"a": (2, b"new"), b"b": (3, None), b"c": (4, b"new")}
-    rows, is_end = page(engine, TABLET, EVERYTHING, unapplied)
-    assert (rows, is_end) == ([(b"a", b"new"), (b"c", b"new")], True)
+    rows, follows = page(engine, TABLET, EVERYTHING, unapplied)
+    assert (rows, follows) == ([b"a", b"new", b"c", b"new"], None)
 
 
 # ------------------------------------------------------------------------------------- the node
@@ -354,7 +355,7 @@ class _Listener:
 async def test_a_drop_marks_waits_for_a_member_and_for_every_lease() -> None:
     """Rule R18."""
     found, coordination = await catalogue()
-    definition = await found._record("t", KeySchema.from_wire([["k", "bytes"]]), [b""])
+    definition = await found._record("t", KeySchema.from_wire([["k", "bytes"]]), [b""], DEFAULT_OPTIONS)
     await found._publish(definition)
     tablet = definition.tablets[0].id
     standing = await coordination.descriptor(tablet)
@@ -382,7 +383,7 @@ async def test_a_drop_marks_waits_for_a_member_and_for_every_lease() -> None:
     await drop
     assert loop.time() - begin > found._timing.promise
     assert await coordination.tables() == {}
-    again = await found._record("t", KeySchema.from_wire([["k", "bytes"]]), [b""])
+    again = await found._record("t", KeySchema.from_wire([["k", "bytes"]]), [b""], DEFAULT_OPTIONS)
     assert again.tablets[0].id != tablet
 
 

@@ -13,7 +13,7 @@ from ackord.wire.frames import packb, unpackb
 
 META_FORMAT = 1
 META_FORMAT_OLDEST = 1
-_FIELDS_COUNT = 13
+_FIELDS_COUNTS = (13, 14)  # the last one only once the tablet's clock runs
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class CopyMeta:
             raise ValueError(
                 f"copy metadata of format {found!r}; this program reads {META_FORMAT_OLDEST} to {META_FORMAT}"
             )
-        if len(raw) != _FIELDS_COUNT or type(raw[5]) is not list:
+        if len(raw) not in _FIELDS_COUNTS or type(raw[5]) is not list:
             raise ValueError(f"copy metadata whose fields are not those of format {found}")
         (
             _,

@@ -46,7 +46,10 @@ def checksum(records: list[Any]) -> int:
 # node can have sent shows a bug or damage on the way, and must not get as far as a tablet's state.
 INT63_END = 1 << 63
 _SPACES = ("rows", "requests", "history", "end")
-_HEADER_COUNTS = (5, 6)  # of a snapshot: index, epoch, last version, collected below, replaced copy_id[, clock_ms]
+_HEADER_COUNTS = (
+    5,
+    6,
+)  # of a snapshot: index, epoch, last version, collected below, replaced copy_id[, clock_ms]
 
 
 def _is_natural(value: Any) -> bool:
