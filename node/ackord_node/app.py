@@ -74,18 +74,23 @@ def open_engine(config: NodeConfig) -> RocksEngine:
         block_cache_bytes=config.settings.block_cache_mib * MIB,
     )
     try:
-        engine.open()
-        check_readable(engine)
+        _open_checked(engine)
     except EngineCorrupt as error:
         engine.close()
         aside = engine.set_aside()
         log.error(
             "the store is void (rule R14): %s. It is kept as %s; peers refill an empty one", error, aside
         )
-        engine.open()
+        _open_checked(engine)
+    return engine
+
+
+def _open_checked(engine: RocksEngine) -> None:
+    """EngineCorrupt also if damage shows only once the store is written to."""
+    engine.open()
+    check_readable(engine)
     if engine.suspect:
         mark_suspect(engine)
-    return engine
 
 
 class App:

@@ -28,6 +28,7 @@ from ackord_node.server.groups import GroupChecker
 from ackord_node.server.row_requests import (
     CONDITION_PARAMETERS,
     SCAN_PARAMETERS,
+    ScanRange,
     condition_of_query,
     identity_of_key,
     key_of_path,
@@ -212,7 +213,7 @@ DECODERS: dict[str, tuple[bytes, Callable[[bytes], Any], tuple[type[Exception], 
     ),
     "error": (packb([4, "no", {"a": 1}, None]), judge_error, (ValueError,)),
     "path": (b"/v1/tables/t/rows/5/text/AAE_", judge_path, (InvalidRequest,)),
-    "token": (b"ZgAAAAAAAAAAYQ", judge_token, (InvalidRequest,)),
+    "token": (ScanRange(b"f", None, False).token(TABLE_ID).encode(), judge_token, (InvalidRequest,)),
     "query": (
         packb({"limit": "5", "reverse": "true", "start": '[1, "a"]'}),
         judge_query,

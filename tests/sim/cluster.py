@@ -115,21 +115,16 @@ class SimNode:
         cluster = self.cluster
         engine = SimEngine(self.disk)
         try:
-            engine.open()
-            check_readable(engine)
+            self._open_checked(engine)
         except EngineCorrupt as error:
             engine.close()
             cluster.trace.note(f"{self.name}: the store is void: {error}")
             engine.set_aside()
-            engine.open()
+            self._open_checked(engine)
         except EngineError as error:
             cluster.trace.note(f"{self.name} cannot open its disk: {error}")
             self.crash(power_loss=False)
             return
-        if engine.suspect:
-            cluster.trace.note(f"{self.name}: the store is suspect")
-            mark_suspect(engine)
-            self.disk.sync()
         self.engine = engine
         facts = read_facts(engine)
         check_folder(facts, CLUSTER, self.name, "disk")
@@ -156,6 +151,15 @@ class SimNode:
         host = cluster.network.hosts[self.name]
         host.peers, host.face = transport, self.face
         process.start(self._live(node, process))
+
+    def _open_checked(self, engine: SimEngine) -> None:
+        """As the application does it."""
+        engine.open()
+        check_readable(engine)
+        if engine.suspect:
+            self.cluster.trace.note(f"{self.name}: the store is suspect")
+            mark_suspect(engine)
+            self.disk.sync()
 
     async def _live(self, node: CheckedNode, process: Process) -> None:
         reporting = process.loop.create_task(node.reporter.run())

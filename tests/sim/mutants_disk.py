@@ -107,16 +107,16 @@ MUTANTS = [
         UNIT_RUNTIME + "a_scan_waits_for_what_is_pending_in_its_range",
         (
             HOST,
-            "TabletHost.scan",
-            "replica.coordinator is not None or not replica.reads.has_pending_in(wanted.start, wanted.end)",
-            "True",
+            "TabletHost._read_range",
+            "elif not replica.has_pending_in(start, end):",
+            "elif True:",
         ),
     ),
     mutant(
         "R12",
         "scan_without_a_lease",
         UNIT_RUNTIME + "a_scan_without_a_lease_is_refused",
-        (HOST, "TabletHost.scan", "if not replica.may_read(now):", "if False:"),
+        (HOST, "TabletHost._read_range", "if not replica.may_read(now):", "if False:"),
     ),
     mutant(
         "R12",
@@ -364,7 +364,7 @@ MUTANTS = [
         "R14",
         "damage_met_by_a_scan_is_ignored",
         UNIT_RUNTIME + "damage_that_a_read_meets_is_told_to_the_core",
-        (HOST, "TabletHost._answer_scan", "self.feed(e.Corrupted(str(error)))", "pass"),
+        (HOST, "TabletHost.guarded", "self.feed(e.Corrupted(str(error)))", "pass"),
     ),
     mutant(
         "R14",
