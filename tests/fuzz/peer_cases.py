@@ -8,6 +8,7 @@ from typing import Any
 
 from ackord.wire.frames import packb
 from ackord_node.core import messages as m
+from ackord_node.core.history import history_key
 from ackord_node.core.log import Entry
 from tests.fuzz.mutation import Mutator
 
@@ -33,6 +34,7 @@ def valid_messages(f: Facts) -> list[list[Any]]:
     records = [Entry.create(f.tablet, f.epoch, first + k, version + k, groups).record for k in range(3)]
     rows = [[b"\x00k", (9).to_bytes(8, "big") + packb({"n": 1})]]
     header = [f.log_end, f.last_epoch, 1 << 60, 0, f.copy_id]
+    versions = [[history_key(b"\x00k", 9, False), rows[0][1]], [history_key(b"\x00k", 8, True), b""]]
     head = [f.tablet, f.epoch]
     found: list[list[Any]] = [
         [m.APPEND, *head, f.log_end, f.last_epoch, f.log_end, records, 0],
@@ -52,6 +54,17 @@ def valid_messages(f: Facts) -> list[list[Any]]:
         [m.FENCED, *head, f.epoch],
         [m.COMMIT, *head, f.log_end],
         [m.STOPPING, 0, 0],
+        [m.BEACON_CONFIRM, *head, f.copy_id, f.now, f.now, f.log_end, 7, 1_700_000_000_000],
+        [
+            m.SNAPSHOT,
+            *head,
+            78,
+            0,
+            "history",
+            versions,
+            [*header[:4], 9, f.copy_id],
+            zlib.crc32(packb(versions)),
+        ],
     ]
     assert {message[0] for message in found} == set(m.FIELDS)
     return found
