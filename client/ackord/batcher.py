@@ -198,10 +198,11 @@ class Batcher:
     def _take_results(
         self, kind: int, ops: list[Any], results: list[Any], failed: list[tuple[Operation, Error]]
     ) -> None:
+        is_get = kind in (OP_GET, OP_SELECT)
         for op, result in zip(ops, results, strict=True):
             if op is None:
                 continue
-            if kind in (OP_GET, OP_SELECT):
+            if is_get:
                 if type(result) is bytes:
                     result = Row(op.key, result)
                 elif result is not None:

@@ -178,11 +178,11 @@ def encode_returning(returning: Any) -> int:
     return _RETURNING[returning]
 
 
-def encode_key(table: TableRoute, key: Any) -> bytes:
-    """The key as bytes; of one that ends with AUTO the columns before."""
+def encode_operation(table: TableRoute, operation: Operation, limits: Limits) -> tuple[bytes, Encoded]:
+    """The key and the rest of a write; of a key that ends with AUTO the columns before."""
     try:
-        return table.key.encode(key)
+        return table.key.encode(operation.key), operation.encode(limits)
     except InvalidRequest:
-        if not is_auto_key(key):
+        if not is_auto_key(operation.key):
             raise
-    return table.key.encode_auto(key)
+    return table.key.encode_auto(operation.key), for_auto(operation.encode(limits))

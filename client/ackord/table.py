@@ -14,15 +14,13 @@ from ackord.operations import (
     Operation,
     Put,
     Update,
-    encode_key,
+    encode_operation,
     encode_returning,
-    for_auto,
 )
 from ackord.routing import TableRoute
 from ackord.row import Row, Written
 from ackord.scan import Bounds, Scan, check_names, count_rows
 from ackord.versions import HISTORY_COUNT, Version, check_alone, read_as_of, read_cells, read_history
-from ackord.wire.keys import is_auto_key
 from ackord.wire.limits import Limits
 
 if TYPE_CHECKING:
@@ -419,10 +417,8 @@ class Table:
         many = Many(store.loop.create_future(), len(wanted))
         for index, item in enumerate(wanted):
             try:
-                encoded = encode_key(table, item.key)
-                write = _write_op(
-                    many.future, table, item.key, encoded, item.encode(limits), deadline, many, index
-                )
+                encoded, body = encode_operation(table, item, limits)
+                write = _write_op(many.future, table, item.key, encoded, body, deadline, many, index)
             except InvalidRequest as error:
                 many.put(index, error)
                 continue
@@ -436,8 +432,7 @@ class Table:
         deadline = store.deadline(timeout)
         batcher = store.batcher
         table = batcher.routing.tables.get(self.name) or await store.find_table(self.name, deadline)
-        encoded = encode_key(table, operation.key)
-        body = operation.encode(batcher.routing.limits)
+        encoded, body = encode_operation(table, operation, batcher.routing.limits)
         future = store.loop.create_future()
         batcher.add(_write_op(future, table, operation.key, encoded, body, deadline, returning=returning))
         result: int | Written = await future
@@ -457,8 +452,6 @@ def _write_op(
 ) -> Write:
     kind = Write if returning is None else ReturningWrite
     write = kind(future, table, table.tablet_of(encoded), _tuple(key), encoded, deadline, many, index)
-    if is_auto_key(key):
-        body = for_auto(body)
     write.set_body(*body)
     if isinstance(write, ReturningWrite):
         write.returning = encode_returning(returning)

@@ -142,7 +142,8 @@ def _check_map(columns: dict[str, Any], limits: Limits) -> None:
             value=len(columns),
             limit=limits.columns_count,
         )
-    short = min(_SHORT_CHARS, limits.column_name_bytes // 4)
+    bytes_max = limits.column_name_bytes
+    short = _SHORT_CHARS if bytes_max >= 4 * _SHORT_CHARS else bytes_max // 4
     for name, value in columns.items():
         if type(name) is not str or not 0 < len(name) <= short:
             check_name(name, limits)

@@ -210,13 +210,13 @@ class WritePath:
         verdicts: Verdicts,
     ) -> None:
         limits, schema = self._s.config.limits, self._s.schema
-        version, key = draft.version, op[2]
+        version, key, returns_row = draft.version, op[2], len(op) > 7
         try:
             op, extras = self._judging.split(op, draft.version)
             body = check_op(op, limits, schema)
             if op[1] == KIND_PUT_AUTO:
                 key = new_key(op, version, self._reads.newest_row, schema)
-            if len(op) > 7 and known is not None:
+            if returns_row and known is not None:
                 self._check_room_to_return(known, verdicts.logged)
         except Error as error:
             verdicts.at_once(at, error_to_wire(error))
@@ -238,7 +238,7 @@ class WritePath:
             if value is not None and (self._s.tells_wall or extras.ttl_ms):
                 self._expire_later(value, draft)
             result: Any = version
-            if len(op) > 7:
+            if returns_row:
                 result = [version, value if op[7] == RETURN_NEW else self._reads.newest_row(key)]
                 _log_returned(verdicts.logged, result[1], op[7] == RETURN_NEW)
                 draft.size += result_bytes(result)
@@ -247,7 +247,7 @@ class WritePath:
             draft.size += len(key) + (len(value) if value is not None else 0)
             if known is not None:
                 known[op[0]] = (index, result)
-                if len(op) > 7:
+                if returns_row:
                     known.returned_bytes += result_bytes(result)
             verdicts.later(at, result)
         draft.version += 1

@@ -290,7 +290,7 @@ class ClientStream:
     def _count_results(self, op: int, results: list[Any]) -> None:
         failed = 0
         for result in results:
-            if is_error(result):
+            if type(result) is list and is_error(result):
                 failed += 1
                 self._count_outcome(op, _error_name(result), 1)
         if failed < len(results):
