@@ -159,7 +159,11 @@ def test_only_keys_of_the_partition_fit(data: st.DataObject) -> None:
     own, other = data.draw(values), data.draw(values)
     partition, key = schema.encode_prefix((own,)), schema.encode((other, data.draw(st.integers(-2, 2))))
     above = after_prefix(schema.encode_prefix((other,)))
-    bodies = ([[key, None]], [], []), ([], [[key, above, 0, b""]], []), ([], [], [[1, key, b"", 0, None]])
+    bodies: Any = (
+        ([[key, None]], [], []),
+        ([], [[key, above, 0, b""]], []),
+        ([], [], [[1, key, b"", 0, None]]),
+    )
     for body in bodies:
         assert (misfit_of(schema, partition, list(body)) is None) == (own == other)
     assert misfit_of(schema, key, [[], [], []]) is not None

@@ -100,7 +100,7 @@ class Oracle:
         self.last_version = max(self.last_version, entry.last_version)
 
     def _replay(
-        self, client: bytes, seq: int, key: bytes | None, value: Any, version: int, index: int
+        self, client: bytes, seq: int, key: bytes | list[bytes] | None, value: Any, version: int, index: int
     ) -> None:
         request = (client, seq)
         if client:
@@ -109,7 +109,7 @@ class Oracle:
                     f"request {seq} of {client!r} is committed at {self.done[request]} and {index}"
                 )
             self.done[request] = (index, version if key is not None else -value)
-        if type(key) is list:
+        if isinstance(key, list):
             self._replay_transaction(request, key, value, version, index)
             return
         op = self.ops.get(request)

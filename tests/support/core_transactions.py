@@ -44,9 +44,8 @@ def committed_rows(node: Node, start: bytes, end: bytes) -> list[tuple[bytes, by
     if not may_answer(node, start, end):
         raise Moved
     overlay = node.core.state.overlay.unapplied
-    rows: dict[bytes, bytes | None] = dict(node.disk.now.rows) | {
-        key: item[1] for key, item in overlay.items()
-    }
+    rows: dict[bytes, bytes | None] = dict(node.disk.now.rows)
+    rows.update({key: row for key, (_, row) in overlay.items()})
     return [(key, row) for key, row in sorted(rows.items()) if row is not None and start <= key < end]
 
 

@@ -151,13 +151,16 @@ class GroupChecker:
             raise _bad("floor", f"floor must be a sequence number, not {_shown(floor)}")
         count = self._count(ops, "operations")
         for op in ops:
-            if type(op) is not list or len(op) != _OP_ITEMS:
+            returns_row = type(op) is not list or len(op) != _OP_ITEMS
+            if returns_row:
                 op = _without_returning(op)
             seq, kind, key, body, cond, cond_value, attempt = op
             if type(seq) is not int or not 0 < seq <= INT64_MAX:
                 raise _bad("seq", f"seq must be a positive integer, not {_shown(seq)}")
+            if kind == KIND_TRANSACTION and returns_row:
+                raise _bad("returning", "a transaction returns its version, no row")
             if kind == KIND_TRANSACTION:
-                self._check_transaction(key, body, cond)
+                self.check_transaction(key, body, cond)
             else:
                 self._check_change(kind, key, body, cond, cond_value)
             if type(attempt) is not int or not 0 < attempt <= INT64_MAX:
@@ -182,7 +185,7 @@ class GroupChecker:
         elif cond_value is not None or cond == COND_IF_VERSION:
             _check_version(cond_value)
 
-    def _check_transaction(self, key: Any, body: Any, cond: Any) -> None:
+    def check_transaction(self, key: Any, body: Any, cond: Any) -> None:
         if type(key) is not bytes or len(key) > self._key_bytes_max:
             raise self._bad_key(key)
         if cond != COND_NONE:
