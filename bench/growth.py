@@ -12,35 +12,36 @@ import time
 import ackord
 from tests.support.cluster import RealCluster
 
-ROW_BYTES = 100
 CALLERS_COUNT = 64
 SAMPLES_COUNT = 12
 
 
-async def overwrite(table: ackord.Table, caller: int, rows: int, until: float) -> int:
+async def overwrite(table: ackord.Table, caller: int, rows: int, row_bytes: int, until: float) -> int:
     """Writes this caller's share of the rows again and again; returns how many writes."""
     count = 0
     while time.monotonic() < until:
         for number in range(caller, rows, CALLERS_COUNT):
-            await table.put((number,), {"v": f"{count:010d}".ljust(ROW_BYTES, "x")})
+            await table.put((number,), {"v": f"{count:010d}".ljust(row_bytes, "x")})
             count += 1
             if time.monotonic() >= until:
                 break
     return count
 
 
-async def measure(cluster: RealCluster, seconds: float, rows: int, keep_versions: int) -> None:
+async def measure(
+    cluster: RealCluster, seconds: float, rows: int, row_bytes: int, keep_versions: int
+) -> None:
     name = f"growth{keep_versions}"
     async with ackord.connect(cluster.urls) as store:
         await store.create_table(name, {"n": int}, keep_versions=keep_versions)
         table = store.table(name)
         begun = time.monotonic()
         callers = [
-            asyncio.create_task(overwrite(table, caller, rows, begun + seconds))
+            asyncio.create_task(overwrite(table, caller, rows, row_bytes, begun + seconds))
             for caller in range(CALLERS_COUNT)
         ]
         print(
-            f"keep_versions={keep_versions}, {rows} rows of {ROW_BYTES} bytes, seconds: MiB on the nodes' disks"
+            f"keep_versions={keep_versions}, {rows} rows of {row_bytes} bytes, seconds: MiB on the nodes' disks"
         )
         for sample in range(1, SAMPLES_COUNT + 1):
             await asyncio.sleep(max(begun + seconds * sample / SAMPLES_COUNT - time.monotonic(), 0))
@@ -65,11 +66,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--row-bytes", type=int, default=100)
     parser.add_argument("--keep-versions", type=int, action="append")
     arguments = parser.parse_args()
     with RealCluster() as cluster:
         for keep_versions in arguments.keep_versions or [1, 5]:
-            asyncio.run(measure(cluster, arguments.seconds, arguments.rows, keep_versions))
+            asyncio.run(
+                measure(cluster, arguments.seconds, arguments.rows, arguments.row_bytes, keep_versions)
+            )
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def encode_returning(returning: Any) -> int:
     return _RETURNING[returning]
 
 
-def encode_operation(table: TableRoute, operation: Operation, limits: Limits) -> tuple[bytes, Encoded]:
+def encode_write(table: TableRoute, operation: Operation, limits: Limits) -> tuple[bytes, Encoded]:
     """The key and the rest of a write; of a key that ends with AUTO the columns before."""
     try:
         return table.key.encode(operation.key), operation.encode(limits)

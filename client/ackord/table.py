@@ -13,7 +13,7 @@ from ackord.operations import (
     Operation,
     Put,
     Update,
-    encode_operation,
+    encode_write,
     key_tuple,
 )
 from ackord.row import Row, Written
@@ -443,7 +443,7 @@ class Table:
         deadline = store.deadline(timeout)
         batcher = store.batcher
         table = batcher.routing.tables.get(self.name) or await store.find_table(self.name, deadline)
-        encoded, body = encode_operation(table, operation, batcher.routing.limits)
+        encoded, body = encode_write(table, operation, batcher.routing.limits)
         future = store.loop.create_future()
         batcher.add(write_op(future, table, operation.key, encoded, body, deadline, returning=returning))
         result: int | Written = await future

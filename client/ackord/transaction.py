@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from ackord.calls import Transact
 from ackord.errors import Conflict, InvalidRequest
 from ackord.expressions import Expression
-from ackord.operations import Delete, Encoded, Operation, Put, Update, encode_operation, key_tuple
+from ackord.operations import Delete, Encoded, Operation, Put, Update, encode_write, key_tuple
 from ackord.routing import TableRoute, backoff_s
 from ackord.row import Row
 from ackord.scan import Bounds
@@ -292,7 +292,7 @@ class Transaction:
                 field="operations",
                 value=type(operation).__name__,
             )
-        encoded, body = encode_operation(route, operation, limits)
+        encoded, body = encode_write(route, operation, limits)
         self._check_partition(encoded)
         if len(self._writes) >= limits.transaction_rows_count:
             raise self._over("writes", len(self._writes) + 1, "transaction_rows_count")

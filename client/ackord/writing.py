@@ -13,8 +13,8 @@ from ackord.operations import (
     Operation,
     Put,
     Update,
-    encode_operation,
     encode_returning,
+    encode_write,
     key_tuple,
 )
 from ackord.routing import TableRoute
@@ -45,7 +45,7 @@ async def write_each(
     many = Many(store.loop.create_future(), len(wanted))
     for index, item in enumerate(wanted):
         try:
-            encoded, body = encode_operation(table, item, limits)
+            encoded, body = encode_write(table, item, limits)
             write = write_op(many.future, table, item.key, encoded, body, deadline, many, index)
         except InvalidRequest as error:
             many.put(index, error)

@@ -55,6 +55,8 @@ async def test_options_are_part_of_the_definition(store: ackord.Store) -> None:
     made = await store.create_table("opt", {"k": int}, keep_versions=5, keep_for=60, ttl=3600, merge=merge)
     assert made.options.to_wire() == {"keep_versions": 5, "keep_for": 60, "ttl": 3600, "merge": merge}
     assert await store.describe_table("opt") == made
+    (listed,) = [table for table in await store.list_tables() if table.name == "opt"]
+    assert listed.options == made.options
     again = await store.create_table("opt", {"k": int}, keep_versions=5, keep_for=60, ttl=3600, merge=merge)
     assert again == made
     with pytest.raises(ackord.TableExists, match="other options"):
@@ -326,7 +328,7 @@ async def test_plain_http_reads_versions_and_writes_with_a_ttl(
 async def test_the_command_line_reads_versions(cluster: RealCluster) -> None:
     def ackord_cli(*words: str) -> str:
         run = subprocess.run(
-            [sys.executable, "-m", "ackord", "--nodes", cluster.urls, *words],
+            [sys.executable, "-c", "from ackord.cli import main; main()", "--nodes", cluster.urls, *words],
             capture_output=True,
             text=True,
             timeout=60,

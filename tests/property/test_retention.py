@@ -32,6 +32,19 @@ def read(retention: Retention, versions: Versions, as_of: int, clock_ms: int) ->
         return "collected"
 
 
+def listing(retention: Retention, versions: Versions, clock_ms: int) -> list[tuple[int, bytes | None]]:
+    """The versions that can be read, judged one by one and as a run."""
+    run = sorted(versions.items(), reverse=True)
+    moments = [
+        history_walk.moment(cursor(versions), KEY, version, retention.keep_versions) for version, _ in run
+    ]
+    one_by_one = [item for item, at in zip(run, moments, strict=True) if retention.kept(at, clock_ms)]
+    for at in range(len(run)):
+        count = retention.kept_count(moments[at], run[at:], clock_ms)
+        assert run[at : at + count] == one_by_one[at:], (clock_ms, versions)
+    return one_by_one
+
+
 @st.composite
 def lives(draw: st.DrawFn) -> list[tuple[str, int, bool]]:
     """Steps of a key's life: the clock moves on (often far), or the row is written or deleted."""
@@ -72,6 +85,8 @@ def test_replicas_agree_whatever_they_removed(table: TableOptions, steps: Any, d
         as_of = max(as_of, 0)
         answers = [read(retention, store, as_of, clock_ms) for store in (full, clean, lazy)]
         assert answers[0] == answers[1] == answers[2], (as_of, clock_ms, full, clean, lazy)
+        listed = [listing(retention, store, clock_ms) for store in (full, clean, lazy)]
+        assert listed[0] == listed[1] == listed[2], (clock_ms, full, clean, lazy)
         if answers[0] != "collected":
             older = [version for version in full if version <= as_of]
             assert answers[0] == (full[max(older)] if older else None), "an answer is what was"

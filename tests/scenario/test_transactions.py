@@ -18,6 +18,7 @@ from ackord.wire.messages import (
     KIND_PUT_AUTO,
     KIND_UPDATE,
     row_columns,
+    row_expires_ms,
     row_version,
 )
 from ackord.wire.options import TableOptions
@@ -397,6 +398,31 @@ def test_what_writes_of_a_table_with_history_can_do_they_can_do_inside() -> None
         fifth.write(KIND_PUT_AUTO, schema.encode_prefix((b"p",)), encode_columns({"n": 1}))
     refused = fifth.done()
     assert refused[0] == InvalidRequest.code and "one row of each prefix" in refused[1]
+
+
+def test_an_update_leaves_the_expiry_that_the_same_transaction_or_entry_gave() -> None:
+    """Also where that row is the first of the tablet to expire, so that the clock does not run yet."""
+    c = formed()
+    ttl = encode_extras(encode_columns({"n": 0}), 5.0)
+    tx = Tx(c, b"a", 1)
+    tx.write(KIND_PUT, account(0), ttl)
+    tx.write(KIND_UPDATE, account(0), encode_update(increment={"n": 1}))
+    tx.done()
+    assert row_expires_ms(c.oracle.rows[account(0)])
+    d = formed()
+    answers: list[Any] = []
+
+    class Both:
+        def replied(self, indices: list[int] | None, results: list[Any]) -> None:
+            answers.extend(results)
+
+    ops = [
+        [1, KIND_PUT, account(0), ttl, 0, None, 1],
+        [2, KIND_UPDATE, account(0), encode_update(increment={"n": 1}), 0, None, 1],
+    ]
+    d.write(d.leader(), e.WriteGroup(Both(), b"a", d.wall_ms() << 16, 1, ops))
+    d.run_until(lambda: len(answers) == 2, 3)
+    assert row_expires_ms(d.oracle.rows[account(0)])
 
 
 def test_the_rows_that_a_transaction_leaves_are_bounded() -> None:

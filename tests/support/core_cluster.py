@@ -20,6 +20,7 @@ from ackord.wire.messages import KIND_PUT
 from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord.wire.values import encode_columns
 from ackord_node.core import effects as e
+from ackord_node.core.history import history_key
 from ackord_node.core.replica import Replica
 from ackord_node.core.state import CoreConfig
 from ackord_node.core.types import Descriptor, LogLimits, Timing
@@ -569,6 +570,7 @@ class Cluster:
             s = node.core.state
             if node.disk.now.rows != self.oracle.rows:
                 raise Violation(f"{node.name} stores {node.disk.now.rows}, committed is {self.oracle.rows}")
+            self._check_history(node)
             if {c: r.encode() for c, r in s.requests.clients.items()} != tables:
                 raise Violation(f"the request tables of {node.name} and the coordinator differ")
             if (
@@ -580,3 +582,17 @@ class Cluster:
             for index in range(low, first.log.end + 1):
                 if s.log.epoch_at(index) != first.log.epoch_at(index):
                     raise Violation(f"{node.name} has another entry at {index}")
+
+    def _check_history(self, node: Node) -> None:
+        """Every committed version of every row is stored, also where it came by snapshot."""
+        if not self.profile.options.has_history:
+            return
+        wanted = {}
+        for entry in self.oracle.truth:
+            for key, version, row in entry.versions():
+                wanted[history_key(key, version, row is None)] = row or b""
+        if node.disk.now.history != wanted:
+            raise Violation(f"{node.name} stores other versions than were committed")
+        clock = max((entry.clock_ms for entry in self.oracle.truth), default=0)
+        if node.core.state.clock.at_commit != clock:
+            raise Violation(f"{node.name}'s clock is {node.core.state.clock.at_commit}, committed is {clock}")

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ackord.wire.limits import Limits
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord_node.core import effects as e
 from ackord_node.core import log as core_log
 from ackord_node.core.types import LogLimits, Timing
@@ -42,7 +43,7 @@ def small_marks(size: int = 250) -> Iterator[None]:
 
 
 class Walk:
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, options: TableOptions = DEFAULT_OPTIONS) -> None:
         self.seed = seed
         c = Cluster(seed)
         rng = c.rng
@@ -59,6 +60,7 @@ class Walk:
             timing=timing,
             log=TINY_LOG if rng.random() < 0.6 else LogLimits(),
             limits=replace(Limits(), clients_count=rng.choice((2, 4096))),
+            options=options,
         )
         self.cluster = Cluster(seed, self.profile)
         self.faults: dict[str, int] = {}

@@ -118,8 +118,10 @@ class Expiry:
     def _read_clock(self, members: list[str], now: float) -> None:
         self._read_at = now + READ_INTERVAL_S
         s = self._s
-        walls = [s.wall_ms(now), *(self._progress[node].wall_ms for node in members)]
-        reading = min(walls)
+        reading = s.wall_ms(now)
+        for node in members:
+            p = self._progress.get(node)
+            reading = min(reading, p.wall_ms if p is not None else 0)
         if reading <= 0:
             return  # somebody has not told yet
         if self._anchor is None:

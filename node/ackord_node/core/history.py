@@ -108,6 +108,18 @@ class Retention:
         """Whether the version that was found can be read."""
         return found.version is not None and self._is_readable(found, clock_ms)
 
+    def kept_count(self, first: Moment, run: list[tuple[int, bytes | None]], clock_ms: int) -> int:
+        """How many of a run of a key's versions, newest first, can be read; ``first`` is the moment of its first."""
+        if not self.kept(first, clock_ms):
+            return 0
+        place, newer = len(first.newer), run[0][0]
+        for at, (version, row) in enumerate(run[1:], 1):
+            is_kept = place + at < self.keep_versions or self._is_recent(newer, clock_ms)
+            if not is_kept or self._has_border([(newer, False), (version, row is None)], clock_ms):
+                return at
+            newer = version
+        return len(run)
+
     def _is_readable(self, found: Moment, clock_ms: int) -> bool:
         assert found.version is not None
         at = (found.version, found.row is None)

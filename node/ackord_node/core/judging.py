@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ackord.errors import InvalidRequest, VersionCollected
-from ackord.wire.extras import NO_EXTRAS, Extras, split_extras
+from ackord.wire.extras import Extras, split_extras
 from ackord.wire.messages import (
     COND_MERGE,
     COND_NONE,
@@ -17,7 +17,6 @@ from ackord.wire.messages import (
     KIND_PUT,
     KIND_PUT_AUTO,
     KIND_UPDATE,
-    OWN_MARK,
     VERSION_COUNTER_BITS,
     join_row,
     row_columns,
@@ -36,11 +35,12 @@ class Judge:
     def __init__(self, state: TabletState, reads: Reads) -> None:
         self._s = state
         self._reads = reads
+        self.has_expiring = (
+            False  # a row with a ttl of its own was judged, and its entry may not be appended yet
+        )
 
     def split(self, op: list[Any], version: int) -> tuple[list[Any], Extras]:
-        """The operation without what its body says beside its columns; InvalidRequest if that cannot be."""
-        if op[3] is None or op[3][:1] != OWN_MARK:
-            return op, NO_EXTRAS
+        """The operation without what its body says before its columns; InvalidRequest if that cannot be."""
         extras, body = split_extras(op[3])
         check_extras(extras, self._s.options, version >> VERSION_COUNTER_BITS)
         return [*op[:3], body, *op[4:]], extras
@@ -48,9 +48,6 @@ class Judge:
     def row(self, op: list[Any], body: Any, key: bytes, version: int, extras: Extras) -> bytes | None:
         """The row that the operation leaves, None if deleted; Conflict, InvalidRequest, VersionCollected."""
         s, limits = self._s, self._s.config.limits
-        if op[4] < COND_WHERE and extras is NO_EXTRAS and not s.options.has_cells and not s.clock.at_end:
-            columns = apply_op(op, body, self._reads.newest_row, limits, s.schema)
-            return join_row(version, columns) if columns is not None else None
         if _merge_base(op) is not None:
             columns = self._merged(op, body)
         elif s.options.has_cells:
@@ -64,8 +61,9 @@ class Judge:
     def _expires_ms(self, op: list[Any], key: bytes, version: int, extras: Extras) -> int:
         """When the row expires by its own ttl. An update without one leaves it as it is."""
         if extras.ttl_ms:
+            self.has_expiring = True
             return (version >> VERSION_COUNTER_BITS) + extras.ttl_ms
-        if op[1] != KIND_UPDATE or not self._s.clock.at_end:
+        if op[1] != KIND_UPDATE or not (self._s.clock.at_end or self.has_expiring):
             return 0
         current = self._reads.newest_row(key)
         return row_expires_ms(current) if current is not None else 0

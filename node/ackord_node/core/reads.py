@@ -153,15 +153,17 @@ class Reads:
         below = min(before, recent[-1][0] if recent else before) - 1
         if len(found) < count_max:
             found += s.rows.history(key, below, count_max - len(found))
+        found = found[:count_max]
+        kept_count = 0
+        if found:
+            kept_count = s.retention.kept_count(self.moment(key, found[0][0]), found, s.clock.at_commit)
         readable: list[tuple[int, bytes | None]] = []
-        for version, row in found[:count_max]:
-            if not s.retention.kept(self.moment(key, version), s.clock.at_commit):
-                return readable, version, True
-            before = version
+        for version, row in found[:kept_count]:
             seen = self.shown(row)
             if row is None or seen is not None:
                 readable.append((version, seen))
-        return readable, before, len(found) < count_max
+        below = found[kept_count - 1][0] if kept_count else before
+        return readable, below, kept_count < count_max
 
     def has_pending_in(self, start: bytes, end: bytes | None) -> bool:
         return any(start <= key and (end is None or key < end) for key in self._s.overlay.pending)

@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ackord.errors import Conflict, Error, InvalidRequest
-from ackord.wire.extras import Extras
+from ackord.wire.extras import NO_EXTRAS, Extras
 from ackord.wire.keys import KeySchema, after_prefix
-from ackord.wire.messages import KIND_PUT_AUTO, row_version
+from ackord.wire.messages import KIND_PUT_AUTO, OWN_MARK, row_version
 from ackord.wire.transactions import NOT_AS_READ, digest_of
 from ackord_node.core.judging import Judge
 from ackord_node.core.reads import Reads
@@ -48,9 +48,9 @@ class Transactions:
         numbered: set[bytes] = set()
         for at, (kind, key, body, condition, value) in enumerate(op[3][2]):
             try:
-                single, extras = self._judging.split(
-                    [op[0], kind, key, body, condition, value, op[6]], version
-                )
+                single, extras = [op[0], kind, key, body, condition, value, op[6]], NO_EXTRAS
+                if body is not None and body[:1] == OWN_MARK:
+                    single, extras = self._judging.split(single, version)
                 parts.append(Part(single, check_op(single, limits, schema), extras))
                 if kind == KIND_PUT_AUTO and key in numbered:
                     raise InvalidRequest(

@@ -11,7 +11,17 @@ from collections import deque
 from typing import Any
 
 from ackord.errors import BY_CODE, Conflict, Error, InvalidRequest, OutcomeUnknown, Unavailable
-from ackord.wire.messages import KIND_PUT_AUTO, KIND_TRANSACTION, RETURN_NEW, error_to_wire, row_expires_ms
+from ackord.wire.extras import NO_EXTRAS
+from ackord.wire.messages import (
+    COND_WHERE,
+    KIND_PUT_AUTO,
+    KIND_TRANSACTION,
+    OWN_MARK,
+    RETURN_NEW,
+    error_to_wire,
+    join_row,
+    row_expires_ms,
+)
 from ackord_node.core.cells import plain_row
 from ackord_node.core.drafts import (
     Answer,
@@ -28,7 +38,7 @@ from ackord_node.core.judging import Judge
 from ackord_node.core.log import Entry
 from ackord_node.core.reads import Reads
 from ackord_node.core.requests import result_bytes, returned_rows
-from ackord_node.core.rows import check_op, new_key
+from ackord_node.core.rows import apply_op, check_op, new_key
 from ackord_node.core.state import TabletState
 from ackord_node.core.transactions import Transactions
 
@@ -40,6 +50,7 @@ class WritePath:
         self._expiry = expiry
         self._judging = Judge(state, reads)
         self._transactions = Transactions(state, reads, self._judging)
+        self._is_special = state.options.has_cells
         self._in_progress: dict[bytes, Progress] = {}
         self._answers: deque[Answer] = deque()
         self.pending_count = 0
@@ -172,10 +183,12 @@ class WritePath:
         if op[1] == KIND_TRANSACTION:
             self._judge_transaction(at, op, index, draft, known, may_answer, verdicts)
             return
-        limits, schema = self._s.config.limits, self._s.schema
+        limits, schema, clock = self._s.config.limits, self._s.schema, self._s.clock
         version, key, returns_row = draft.version, op[2], len(op) > 7
         try:
-            op, extras = self._judging.split(op, draft.version)
+            extras = NO_EXTRAS
+            if op[3] is not None and op[3][:1] == OWN_MARK:
+                op, extras = self._judging.split(op, version)
             body = check_op(op, limits, schema)
             if op[1] == KIND_PUT_AUTO:
                 key = new_key(op, version, self._reads.newest_row, schema)
@@ -185,12 +198,16 @@ class WritePath:
             verdicts.at_once(at, error_to_wire(error))
             return
         try:
-            value = self._judging.row(op, body, key, version, extras)
+            if op[4] < COND_WHERE and extras is NO_EXTRAS and not self._is_special and not clock.at_end:
+                columns = apply_op(op, body, self._reads.newest_row, limits, schema)
+                value = join_row(version, columns) if columns is not None else None
+            else:
+                value = self._judging.row(op, body, key, version, extras)
         except Error as error:
             if not self._refused(at, op, error, index, known, may_answer, verdicts):
                 return
         else:
-            if value is not None and (self._s.tells_wall or extras.ttl_ms):
+            if value is not None and (clock.ttl_ms or clock.at_end or extras.ttl_ms):
                 self._expire_later(value, draft)
             result: Any = version
             if returns_row:
@@ -283,6 +300,7 @@ class WritePath:
         has_clock = self._s.clock.at_end or any(g[0] is None and len(g) > 2 for g in draft.groups)
         if row_expires_ms(row) and not has_clock:
             draft.groups.insert(0, [None, 0, CLOCK_UNREAD_MS])
+            self._is_special = True  # an update in the same entry must leave the row its expiry
 
     def _check_room_to_return(self, known: Progress, logged: list[Any]) -> None:
         """Rows that retries may ask for are kept until the client says that it has them; Unavailable if they are

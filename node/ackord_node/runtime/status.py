@@ -49,6 +49,8 @@ class Reporter:
                     }
                 )
             tables[name] = {"id": definition.id, "key": definition.key.to_wire(), "tablets": tablets}
+            if options := definition.options.to_wire():
+                tables[name]["options"] = options
         return {
             "wire": WIRE_VERSION,
             "cluster": node.cluster,
