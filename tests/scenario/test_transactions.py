@@ -17,6 +17,7 @@ from ackord.wire.messages import (
     KIND_PUT,
     KIND_PUT_AUTO,
     KIND_UPDATE,
+    is_error,
     row_columns,
     row_expires_ms,
     row_version,
@@ -276,6 +277,7 @@ def test_a_coordinator_without_authority_answers_no_read_only_transaction() -> N
     for tx in (reader, loser):
         tx.send("n1")
         c.run(0.05)
+        assert is_error(tx.answers[0])
         assert tx.answers[0][0] == Unavailable.code
         assert tx.answers[0][2]["reason"] == "no_authority"
     well(c)

@@ -19,6 +19,7 @@ from typing import Any
 
 from ackord_node.core.coordinator import Coordinator
 from ackord_node.core.follower import Follower
+from ackord_node.core.log import Entry
 from ackord_node.core.membership import Membership
 from ackord_node.core.reads import Reads
 from ackord_node.core.replica import Replica
@@ -26,6 +27,7 @@ from ackord_node.core.replication import Replication
 from ackord_node.core.requests import RequestTable
 from ackord_node.core.state import TabletState
 from ackord_node.core.takeover import Takeover
+from ackord_node.core.transactions import Transactions
 from ackord_node.core.writes import WritePath
 from tests.support.core_walk import Walk
 
@@ -214,10 +216,10 @@ MUTANTS = [
         "R16",
         (WritePath, "_client_refusal", "group.registered <= s.requests.collected_below", "False"),
     ),
-    mutant("negative_without_right", "R12", (WritePath, "_judge", "if may_answer:", "if True:")),
+    mutant("negative_without_right", "R12", (WritePath, "_refused", "if may_answer:", "if True:")),
     mutant("negative_not_awaited", "R12", (WritePath, "_answer", "s = self._s", "s = self._s; index = 0")),
     mutant(
-        "refusal_not_recorded", "R16", (WritePath, "_judge", "if known is None or op[6] <= 1:", "if True:")
+        "refusal_not_recorded", "R16", (WritePath, "_refused", "if known is None or op[6] <= 1:", "if True:")
     ),
     mutant("requests_not_applied", "R16", (RequestTable, "apply", "if client:", "if False:")),
     mutant("suspect_confirms", "R13", (Follower, "_answer", "if s.suspect or s.filling:", "if s.filling:")),
@@ -314,6 +316,36 @@ MUTANTS = [
         (Membership, "_judge_members", "if p.expelled and at_minimum and", "if False and"),
     ),
     mutant("grant_unconfirmed", "R13", (Coordinator, "_grant", "if p.confirmed < self.start:", "if False:")),
+    mutant(
+        "transaction_rows_not_compared",
+        "R21",
+        (Transactions, "_compare", "changed.append(at)", "pass"),
+    ),
+    mutant(
+        "transaction_ranges_not_compared",
+        "R21",
+        (Transactions, "_compare", "if not self._is_as_read(*wanted)", "if False"),
+    ),
+    mutant(
+        "pending_phantoms",
+        "R21",
+        (Reads, "newest_range", "(s.overlay.unapplied, s.overlay.pending)", "(s.overlay.unapplied,)"),
+    ),
+    mutant(
+        "refused_transaction_stays_pending",
+        "R21",
+        (Transactions, "judge", "in before.items():", "in ():"),
+    ),
+    mutant(
+        "tx_without_right",
+        "R21",
+        (WritePath, "_answer_read_only", "if not may_answer:", "if False:"),
+    ),
+    mutant(
+        "transaction_stored_in_part",
+        "R21",
+        (Entry, "changes", "yield from zip(key, value, strict=True)", "yield key[0], value[0]"),
+    ),
 ]
 
 

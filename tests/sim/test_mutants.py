@@ -14,6 +14,7 @@ from tests.scenario import test_membership as membership
 from tests.scenario import test_reads as reads
 from tests.scenario import test_requests as requests
 from tests.scenario import test_takeover as takeover
+from tests.scenario import test_transactions as transactions
 from tests.sim.mutants import MUTANTS, Mutant, applied
 from tests.support.core_walk import small_marks
 from tests.unit import test_core_replica as replica
@@ -78,6 +79,12 @@ SCRIPTS: dict[str, Callable[[], None]] = {
     "collected_come_back": replica.test_a_refused_batch_is_taken_again_whole,
     "leaving_coordinator_stays": takeover.test_a_node_that_is_to_stop_and_wins_a_takeover_hands_it_on,
     "expelled_for_ever": membership.test_a_member_that_rolled_back_at_the_minimum_is_fed_again,
+    "transaction_rows_not_compared": transactions.test_a_row_that_changed_since_it_was_read_is_a_conflict,
+    "transaction_ranges_not_compared": transactions.test_a_phantom_in_a_range_is_a_conflict_and_one_beside_it_is_none,
+    "pending_phantoms": transactions.test_a_read_only_transaction_leaves_no_record_and_waits_like_a_read,
+    "refused_transaction_stays_pending": transactions.test_nothing_is_done_if_one_condition_does_not_hold,
+    "tx_without_right": transactions.test_a_coordinator_without_authority_answers_no_read_only_transaction,
+    "transaction_stored_in_part": transactions.test_every_reader_sees_all_of_a_transaction_or_nothing,
     "grant_unconfirmed": membership.test_a_silently_rolled_back_member_gets_no_lease_before_it_is_fed,
 }
 
