@@ -37,7 +37,7 @@ class Limits:
     transaction_rows_count: int = 200  # writes of one transaction
     transaction_reads_count: int = 1_000  # single rows that it read
     transaction_ranges_count: int = 16  # ranges that it read
-    transaction_range_rows_count: int = 2_000  # rows in all of them
+    transaction_range_rows_count: int = 1_000  # rows in all of them
     transaction_bytes: int = 4 * 1024 * 1024  # of a transaction as sent, of the rows it leaves, of its ranges
     frame_bytes: int = 16 * 1024 * 1024  # one frame of a stream
     frame_groups_count: int = 4_096  # request groups in one frame

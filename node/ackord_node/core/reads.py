@@ -74,6 +74,17 @@ class Reads:
             return None
         return row
 
+    def newest_rows(self, keys: list[bytes]) -> list[bytes | None]:
+        """``newest_row`` of each key."""
+        overlay = self._s.overlay
+        if any(key in overlay.pending or key in overlay.unapplied for key in keys):
+            return [self.newest_row(key) for key in keys]
+        clock, clock_ms = self._s.clock, self._s.clock.at_end
+        rows = self._s.rows.get_many(keys)
+        if not clock_ms:
+            return rows
+        return [None if row is None or clock.hides(row, clock_ms) else row for row in rows]
+
     def newest_range(
         self, start: bytes, end: bytes | None, rows_max: int, bytes_max: int
     ) -> list[tuple[bytes, bytes]]:

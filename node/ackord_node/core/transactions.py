@@ -101,10 +101,9 @@ class Transactions:
         return self._reads.newest_row(op[3][2][at][1]) if at is not None else None
 
     def _compare(self, reads: list[Any], ranges: list[Any]) -> None:
-        newest = self._reads.newest_row
+        rows = self._reads.newest_rows([key for key, _ in reads]) if reads else []
         changed: list[int] = []
-        for at, (key, version) in enumerate(reads):
-            row = newest(key)
+        for at, ((_, version), row) in enumerate(zip(reads, rows, strict=True)):
             if (row_version(row) if row is not None else None) != version:
                 changed.append(at)
         stretched = [at for at, wanted in enumerate(ranges) if not self._is_as_read(*wanted)]
