@@ -27,6 +27,7 @@ from ackord.row import Row, Written
 from ackord.scan import Scan
 from ackord.store import Store, connect
 from ackord.table import Table
+from ackord.transaction import Transaction
 from ackord.versions import Version
 from ackord.wire.keys import AUTO
 from ackord.wire.messages import TableDefinition
@@ -48,6 +49,7 @@ __all__ = [
     "TableDefinition",
     "TableExists",
     "TableNotFound",
+    "Transaction",
     "Unauthorized",
     "Unavailable",
     "Update",

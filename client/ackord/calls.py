@@ -19,6 +19,8 @@ from ackord.transport import Cancellable, Environment
 from ackord.wire.keys import is_auto_key
 from ackord.wire.messages import (
     CLIENT_ID_BYTES,
+    COND_NONE,
+    KIND_TRANSACTION,
     OP_AS_OF,
     OP_COUNT,
     OP_GET,
@@ -228,7 +230,7 @@ class Write(Get):
     op = OP_WRITE
 
     kind: int
-    body: bytes | None
+    body: Any  # bytes, None, or what a transaction is
     condition: int
     condition_value: Any
     returning: int = 0  # RETURN_NEW or RETURN_OLD: the answer carries a row
@@ -263,6 +265,18 @@ class ReturningWrite(Write):
     """A write that is answered with a row beside its version."""
 
     __slots__ = ("returning",)
+
+
+class Transact(Write):
+    """A transaction over rows of one partition key, which is its ``encoded`` key; one write like any other."""
+
+    __slots__ = ()
+
+    def set_transaction(self, body: list[Any], size: int) -> None:
+        """``size``: bytes that it holds."""
+        self.set_body(KIND_TRANSACTION, None, COND_NONE, None)
+        self.body = body
+        self.size += size
 
 
 class Scan(Get):

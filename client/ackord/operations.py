@@ -186,3 +186,9 @@ def encode_write(table: TableRoute, operation: Operation, limits: Limits) -> tup
         if not is_auto_key(operation.key):
             raise
     return table.key.encode_auto(operation.key), for_auto(operation.encode(limits))
+
+
+def key_tuple(key: Any) -> tuple[Any, ...]:
+    if type(key) is tuple:
+        return key
+    return tuple(key) if type(key) is list else (key,)

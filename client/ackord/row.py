@@ -29,6 +29,10 @@ class Row(Mapping[str, Any]):
     def version(self) -> int:
         return row_version(self._raw)
 
+    def of_key(self, key: tuple[Any, ...]) -> Row:
+        """The same row under this key."""
+        return Row(key, self._raw)
+
     @property
     def expires_at(self) -> float | None:
         """When the row expires, in seconds of Unix time, if it was written with a ``ttl`` of its own."""

@@ -222,6 +222,17 @@ class Store:
         """When a call that begins now must end."""
         return self._now() + (self.timeout if timeout is None else _seconds(timeout))
 
+    def seconds_to(self, deadline: float) -> float:
+        """What is left until then; a millisecond at least."""
+        return max(deadline - self._now(), 0.001)
+
+    def jitter(self) -> float:
+        """Random, 0 <= jitter < 1."""
+        return self._environment.jitter()
+
+    async def sleep(self, seconds: float) -> None:
+        await self._environment.sleep(seconds)
+
     async def find_table(self, name: str, deadline: float) -> TableRoute:
         """The table's route; asks again, and another node, before it believes that there is no such table."""
         missing_count = 0

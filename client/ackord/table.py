@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from ackord.calls import Get, Many, ReturningWrite, Select, Write
-from ackord.errors import Error, InvalidRequest
+from ackord.calls import Get, Many, Select
+from ackord.errors import Error
 from ackord.expressions import Expression, encode_where
 from ackord.operations import (
     Delete,
-    Encoded,
     Operation,
     Put,
     Update,
-    encode_returning,
     encode_write,
+    key_tuple,
 )
-from ackord.routing import TableRoute
 from ackord.row import Row, Written
 from ackord.scan import Bounds, Scan, check_names, count_rows
+from ackord.transaction import Transaction, transact, write_atomically
 from ackord.versions import HISTORY_COUNT, Version, check_alone, read_as_of, read_cells, read_history
 from ackord.wire.limits import Limits
+from ackord.writing import add_one, bounded, write_each, write_op
 
 if TYPE_CHECKING:
     from ackord.store import Store
 
-_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 Returning = Literal["new", "old"]
 OnConflict = Literal["latest", "merge"]
@@ -90,9 +90,9 @@ class Table:
         encoded = table.key.encode(key)
         future = store.loop.create_future()
         if where is None and columns is None:
-            op = Get(future, table, table.tablet_of(encoded), _tuple(key), encoded, deadline)
+            op = Get(future, table, table.tablet_of(encoded), key_tuple(key), encoded, deadline)
         else:
-            op = Select(future, table, table.tablet_of(encoded), _tuple(key), encoded, deadline)
+            op = Select(future, table, table.tablet_of(encoded), key_tuple(key), encoded, deadline)
             op.selection = _selection(where, columns, store.batcher.routing.limits)
         store.batcher.add(op)
         row: Row | None = await future
@@ -124,7 +124,7 @@ class Table:
         store = self._store
         deadline = store.deadline(timeout)
         table = await store.find_table(self.name, deadline)
-        wanted = _bounded(keys, "keys", store.batcher.routing.limits.batch_rows_count)
+        wanted = bounded(keys, "keys", store.batcher.routing.limits.batch_rows_count)
         encoded = [table.key.encode(key) for key in wanted]
         if not wanted:
             return []
@@ -133,10 +133,10 @@ class Table:
         if where is not None or columns is not None:
             kind, selection = Select, _selection(where, columns, store.batcher.routing.limits)
         for index, (key, raw) in enumerate(zip(wanted, encoded, strict=True)):
-            get = kind(many.future, table, table.tablet_of(raw), _tuple(key), raw, deadline, many, index)
+            get = kind(many.future, table, table.tablet_of(raw), key_tuple(key), raw, deadline, many, index)
             if isinstance(get, Select) and selection is not None:
                 get.selection = selection
-            _add(store, get, many, index)
+            add_one(store, get, many, index)
         results = await many.future
         for result in results:
             if isinstance(result, Error):
@@ -393,37 +393,48 @@ class Table:
         delete = Delete(key, if_version=if_version, if_exists=if_exists, where=where)
         return await self._write(delete, returning, timeout)
 
+    @overload
     async def write_many(
-        self, operations: Iterable[Operation], *, timeout: float | None = None
-    ) -> list[int | Error]:
+        self, operations: Iterable[Operation], *, atomic: Literal[False] = False, timeout: float | None = None
+    ) -> list[int | Error]: ...
+
+    @overload
+    async def write_many(
+        self, operations: Iterable[Operation], *, atomic: Literal[True], timeout: float | None = None
+    ) -> int | None: ...
+
+    async def write_many(
+        self, operations: Iterable[Operation], *, atomic: bool = False, timeout: float | None = None
+    ) -> list[int | Error] | int | None:
         """Up to 200 Put, Update and Delete. Returns one result for each, in order: its version, or the Error
         that ``put``, ``update`` or ``delete`` would have raised. Each row has its own outcome; they are not
         one transaction, and two operations on one key may take effect in either order. Raises only if the
-        list itself cannot be taken (InvalidRequest, TableNotFound): then nothing was done."""
-        store = self._store
-        deadline = store.deadline(timeout)
-        table = await store.find_table(self.name, deadline)
-        limits = store.batcher.routing.limits
-        wanted = _bounded(operations, "operations", limits.batch_rows_count)
-        for item in wanted:
-            if not isinstance(item, Put | Update | Delete):
-                raise InvalidRequest(
-                    f"write_many takes Put, Update and Delete, not {type(item).__name__}",
-                    field="operations",
-                    value=type(item).__name__,
-                )
-        if not wanted:
-            return []
-        many = Many(store.loop.create_future(), len(wanted))
-        for index, item in enumerate(wanted):
-            try:
-                encoded, body = encode_write(table, item, limits)
-                write = _write_op(many.future, table, item.key, encoded, body, deadline, many, index)
-            except InvalidRequest as error:
-                many.put(index, error)
-                continue
-            _add(store, write, many, index)
-        return await many.future
+        list itself cannot be taken (InvalidRequest, TableNotFound): then nothing was done.
+
+        With ``atomic`` they are one transaction on rows of one partition key, carried out in order: all are done,
+        and the version that they share is returned (None for none), or nothing is, and what stands in the way is
+        raised as by ``transaction``."""
+        if atomic:
+            return await write_atomically(self, self._store, operations, timeout)
+        return await write_each(self._store, self.name, operations, timeout)
+
+    def transaction(self, partition: Any, *, timeout: float | None = None) -> Transaction:
+        """``async with table.transaction("alice") as tx``: reads and writes of rows whose first key column is
+        ``partition``, committed together at the end of the block. ``timeout`` is for each read and for the
+        commit."""
+        return Transaction(self, self._store, partition, timeout)
+
+    async def transact(
+        self,
+        partition: Any,
+        work: Callable[[Transaction], Awaitable[_Result]],
+        *,
+        timeout: float | None = None,
+    ) -> _Result:
+        """``await work(tx)`` in a transaction, all of it again, after a growing pause, whenever something that it
+        read had changed at the commit (so it should do nothing else that counts). Returns what ``work`` returned.
+        Raises the last Conflict when ``timeout``, which is for all of it, has passed."""
+        return await transact(self, self._store, partition, work, timeout)
 
     async def _write(
         self, operation: Operation, returning: Returning | None, timeout: float | None
@@ -434,53 +445,9 @@ class Table:
         table = batcher.routing.tables.get(self.name) or await store.find_table(self.name, deadline)
         encoded, body = encode_write(table, operation, batcher.routing.limits)
         future = store.loop.create_future()
-        batcher.add(_write_op(future, table, operation.key, encoded, body, deadline, returning=returning))
+        batcher.add(write_op(future, table, operation.key, encoded, body, deadline, returning=returning))
         result: int | Written = await future
         return result
-
-
-def _write_op(
-    future: Any,
-    table: TableRoute,
-    key: Any,
-    encoded: bytes,
-    body: Encoded,
-    deadline: float,
-    many: Many | None = None,
-    index: int = 0,
-    returning: str | None = None,
-) -> Write:
-    kind = Write if returning is None else ReturningWrite
-    write = kind(future, table, table.tablet_of(encoded), _tuple(key), encoded, deadline, many, index)
-    write.set_body(*body)
-    if isinstance(write, ReturningWrite):
-        write.returning = encode_returning(returning)
-    return write
-
-
-def _add(store: Store, op: Get, many: Many, index: int) -> None:
-    try:
-        store.batcher.add(op)
-    except Error as error:
-        many.put(index, error)
-
-
-def _tuple(key: Any) -> tuple[Any, ...]:
-    if type(key) is tuple:
-        return key
-    return tuple(key) if type(key) is list else (key,)
-
-
-def _bounded(items: Iterable[_Item], field: str, count_max: int) -> list[_Item]:
-    wanted = list(items)
-    if len(wanted) > count_max:
-        raise InvalidRequest(
-            f"{len(wanted)} {field} in one call, over the limit of {count_max}",
-            field=field,
-            value=len(wanted),
-            limit=count_max,
-        )
-    return wanted
 
 
 def _selection(where: Expression | None, columns: Sequence[str] | None, limits: Limits) -> list[Any]:

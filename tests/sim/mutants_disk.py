@@ -87,7 +87,7 @@ MUTANTS = [
         "R12",
         "negative_without_right",
         SCENARIO_REQUESTS + "negative_answers_need_the_right_to_answer",
-        (WRITES, "WritePath._judge", "if may_answer:", "if True:"),
+        (WRITES, "WritePath._refused", "if may_answer:", "if True:"),
     ),
     mutant(
         "R12",

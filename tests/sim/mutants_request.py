@@ -111,7 +111,7 @@ MUTANTS = [
         "R16",
         "refusal_not_recorded",
         SCENARIO_REQUESTS + "a_refusal_is_recorded_once_an_earlier_attempt_may_be_under_way",
-        (WRITES, "WritePath._judge", "if known is None or op[6] <= 1:", "if True:"),
+        (WRITES, "WritePath._refused", "if known is None or op[6] <= 1:", "if True:"),
     ),
     mutant(
         "R16",

@@ -66,6 +66,14 @@ class VirtualDisk:
         rows = [(key, self.now.rows[key]) for key in keys[:count_max]]
         return rows, keys[count_max] if len(keys) > count_max else None
 
+    def range(
+        self, start: bytes, end: bytes | None, count_max: int, bytes_max: int
+    ) -> tuple[list[tuple[bytes, bytes]], bool]:
+        """A few at a time, so that whoever wants all must ask again."""
+        keys = sorted(key for key in self.now.rows if key >= start and (end is None or key < end))
+        count = min(count_max, 3)
+        return [(key, self.now.rows[key]) for key in keys[:count]], len(keys) <= count
+
     def _cursor(self) -> MapCursor:
         return MapCursor(sorted(self.now.history), self.now.history)
 

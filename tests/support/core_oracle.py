@@ -50,6 +50,7 @@ class Oracle:
         self.ops: dict[tuple[bytes, int], Op] = {}
         # -> (index, version, version and returned row, or minus the error's code)
         self.done: dict[tuple[bytes, int], tuple[int, Any]] = {}
+        self.transactions: dict[tuple[bytes, int], Any] = {}  # (client, sequence) -> reads, ranges, writes
         self.rows: dict[bytes, bytes] = {}
         self.history: dict[bytes, tuple[list[int], list[bytes | None]]] = defaultdict(lambda: ([0], [None]))
         self.last_version = 0
@@ -102,7 +103,7 @@ class Oracle:
         self.last_version = max(self.last_version, entry.last_version)
 
     def _replay(
-        self, client: bytes, seq: int, key: bytes | None, value: Any, version: int, index: int
+        self, client: bytes, seq: int, key: bytes | list[bytes] | None, value: Any, version: int, index: int
     ) -> None:
         request = (client, seq)
         if client:
@@ -111,6 +112,9 @@ class Oracle:
                     f"request {seq} of {client!r} is committed at {self.done[request]} and {index}"
                 )
             self.done[request] = (index, version if key is not None else -value)
+        if isinstance(key, list):
+            self._replay_transaction(request, key, value, version, index)
+            return
         op = self.ops.get(request)
         if op is None:  # a sweep's, or a script's own, which the script judges
             self._take(key, value, index)
@@ -129,6 +133,35 @@ class Oracle:
         if key != named or found != wanted:
             raise Violation(f"{op} left {found!r}, expected {wanted!r}")
         self._take(key, value, index)
+
+    def _replay_transaction(
+        self,
+        request: tuple[bytes, int],
+        keys: list[bytes],
+        rows: list[bytes | None],
+        version: int,
+        index: int,
+    ) -> None:
+        """What it read is still so at its place in the committed log: that is a serial order."""
+        reads, ranges, writes = self.transactions[request]
+        for key, seen in reads:
+            row = self.rows.get(key)
+            if (None if row is None else row_version(row)) != seen:
+                raise Violation(f"{request} read {key!r} at {seen}, but commits at {version} on {row!r}")
+        for start, end, seen_rows in ranges:
+            now = [
+                (key, row_version(row))
+                for key, row in sorted(self.rows.items())
+                if start <= key and (end is None or key < end)
+            ]
+            if now != seen_rows:
+                raise Violation(f"{request} read {seen_rows} in {start!r}, but commits at {version} on {now}")
+        if set(keys) != {write[1] for write in writes} or len(keys) != len(set(keys)):
+            raise Violation(f"{request} wrote {keys}, wanted {writes}")
+        for key, row in zip(keys, rows, strict=True):
+            if row is not None and row_version(row) != version:
+                raise Violation(f"{request} left {key!r} at {row_version(row)}, its version is {version}")
+            self._take(key, row, index)
 
     def _take(self, key: bytes | None, value: Any, index: int) -> None:
         if key is None:

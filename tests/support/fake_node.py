@@ -22,6 +22,7 @@ from ackord.wire.messages import (
     COND_IF_EXISTS,
     COND_IF_VERSION,
     KIND_DELETE,
+    KIND_TRANSACTION,
     MSGPACK_CONTENT_TYPE,
     OP_GET,
     OP_SCAN,
@@ -145,6 +146,8 @@ class FakeCluster:
         assert seq >= floor
         if (client, seq) in self.results:
             return self.results[client, seq]
+        if kind == KIND_TRANSACTION:
+            return self._commit(rows, client, seq, attempt, body[2])
         current = rows.get(key)
         holds = {
             COND_IF_VERSION: current is not None and row_version(current) == value,
@@ -159,6 +162,19 @@ class FakeCluster:
             rows.pop(key, None)
         else:
             rows[key] = join_row(version, body if kind == 1 else packb(unpackb(body)[0]))
+        return version
+
+    def _commit(
+        self, rows: dict[bytes, bytes], client: bytes, seq: int, attempt: int, writes: list[Any]
+    ) -> int:
+        """A transaction, whatever it read: puts and deletions."""
+        version = self.results[client, seq] = self.tick()
+        self.executed.append((client, seq, attempt))
+        for kind, key, body, _, _ in writes:
+            if kind == KIND_DELETE:
+                rows.pop(key, None)
+            else:
+                rows[key] = join_row(version, body)
         return version
 
     def _scan(

@@ -140,6 +140,11 @@ class KeySchema:
             )
         return key
 
+    def is_partition(self, encoded: Any) -> bool:
+        """Whether these bytes, from a client that is not trusted, are what ``encode_prefix`` makes of some first
+        column."""
+        return KeySchema(self.columns[:1], self.column_bytes_max).is_valid(encoded)
+
     def encode_prefix(self, values: Any) -> bytes:
         """The bytes with which exactly the keys begin whose first columns are ``values`` (may be empty)."""
         if type(values) is not tuple:

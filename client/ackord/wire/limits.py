@@ -34,6 +34,11 @@ class Limits:
     expression_nodes_count: int = 256  # operators, columns and constants of one condition or filter
     expression_depth_count: int = 16  # nesting of its operators
     expression_bytes: int = 32 * 1024  # encoded, its constants included
+    transaction_rows_count: int = 200  # writes of one transaction
+    transaction_reads_count: int = 1_000  # single rows that it read
+    transaction_ranges_count: int = 16  # ranges that it read
+    transaction_range_rows_count: int = 1_000  # rows in all of them
+    transaction_bytes: int = 4 * 1024 * 1024  # of a transaction as sent, of the rows it leaves, of its ranges
     frame_bytes: int = 16 * 1024 * 1024  # one frame of a stream
     frame_groups_count: int = 4_096  # request groups in one frame
     group_ops_count: int = 4_096  # operations in one request group (the SDK batches its concurrent calls)

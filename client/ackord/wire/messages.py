@@ -11,7 +11,8 @@ node arrays of answers, each answer naming the group by its ``rid`` (an int uniq
   every seq below ``floor`` is answered and never retried). An operation with an eighth item, RETURN_NEW or
   RETURN_OLD, gets ``[version, row or None]``. ``cond_value`` is a version for COND_IF_VERSION and
   ``[cond, cond_value, expression]`` for COND_WHERE, where both conditions must hold. The key of KIND_PUT_AUTO
-  lacks its last column, which becomes the write's version;
+  lacks its last column, which becomes the write's version. KIND_TRANSACTION reads and writes several rows, see
+  `transactions`;
 * ``[rid, OP_SCAN, tablet, start, end, reverse, rows_max, bytes_max]``, perhaps with ``where, columns`` behind,
   -> one ``[[key, row, key, row, ...], next]``: ``next`` is None if the range is exhausted, else where the rest
   of it begins (backwards: what it ends before). A page may be short, or empty, and still have a next;
@@ -63,6 +64,7 @@ KIND_PUT: Final = 1
 KIND_UPDATE: Final = 2
 KIND_DELETE: Final = 3
 KIND_PUT_AUTO: Final = 4
+KIND_TRANSACTION: Final = 5
 
 COND_NONE: Final = 0
 COND_IF_VERSION: Final = 1

@@ -16,8 +16,8 @@ from ackord.wire.frames import packb
 from ackord.wire.limits import Limits
 from ackord.wire.messages import VERSION_COUNTER_BITS, row_columns, row_version
 from ackord.wire.options import TableOptions
+from ackord.wire.updates import updated_columns
 from ackord.wire.values import Update, decode_columns, encode_columns
-from ackord_node.core.rows import updated_columns
 
 Cells = dict[str, list[list[Any]]]
 

@@ -35,6 +35,9 @@ class Judge:
     def __init__(self, state: TabletState, reads: Reads) -> None:
         self._s = state
         self._reads = reads
+        self.has_expiring = (
+            False  # a row with a ttl of its own was judged, and its entry may not be appended yet
+        )
 
     def split(self, op: list[Any], version: int) -> tuple[list[Any], Extras]:
         """The operation without what its body says before its columns; InvalidRequest if that cannot be."""
@@ -58,8 +61,9 @@ class Judge:
     def _expires_ms(self, op: list[Any], key: bytes, version: int, extras: Extras) -> int:
         """When the row expires by its own ttl. An update without one leaves it as it is."""
         if extras.ttl_ms:
+            self.has_expiring = True
             return (version >> VERSION_COUNTER_BITS) + extras.ttl_ms
-        if op[1] != KIND_UPDATE or not self._s.clock.at_end:
+        if op[1] != KIND_UPDATE or not (self._s.clock.at_end or self.has_expiring):
             return 0
         current = self._reads.newest_row(key)
         return row_expires_ms(current) if current is not None else 0

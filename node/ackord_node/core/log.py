@@ -36,6 +36,7 @@ class Entry:
     ``keys[i]`` None marks a write that was refused and is recorded with the error code ``values[i]``;
     ``values[i]`` None deletes the row. The k-th write of the entry has version ``version + k``. A seventh item,
     where there is one, lists ``[i, row]`` for the writes whose answer carries a row: True stands for ``values[i]``.
+    Of a transaction ``keys[i]`` and ``values[i]`` are lists: its rows, which share its version.
     A group ``[None, cutoff]`` collects clients (rule R16; cutoff 0: none), ``[None, 0, clock_ms]`` sets the tablet's
     clock (rule R20). An entry without writes still takes its version, so that no later one is below it.
     """
@@ -83,8 +84,10 @@ class Entry:
         for group in self.groups:
             if group[0] is not None:
                 for key, value in zip(group[4], group[5], strict=True):
-                    if key is not None:
+                    if type(key) is bytes:
                         yield key, value
+                    elif key is not None:
+                        yield from zip(key, value, strict=True)
 
     def versions(self) -> Iterable[tuple[bytes, int, bytes | None]]:
         """(key, version, row or None) of every row change, in order."""
@@ -92,8 +95,11 @@ class Entry:
         for group in self.groups:
             if group[0] is not None:
                 for at, key in enumerate(group[4]):
-                    if key is not None:
+                    if type(key) is bytes:
                         yield key, version + at, group[5][at]
+                    elif key is not None:
+                        for one, row in zip(key, group[5][at], strict=True):
+                            yield one, version + at, row
                 version += len(group[3])
 
 

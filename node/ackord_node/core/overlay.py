@@ -25,8 +25,10 @@ class Overlay:
         for group in entry.groups:
             if group[0] is not None:
                 for key, value in zip(group[4], group[5], strict=True):
-                    if key is not None:
+                    if type(key) is bytes:
                         pending[key] = (index, value)
+                    elif key is not None:  # of a transaction
+                        pending.update(zip(key, [(index, row) for row in value], strict=True))
 
     def rebuilt(self, entries: list[Entry]) -> None:
         """``entries`` are all that is pending now, after a cut of the log."""
@@ -42,10 +44,11 @@ class Overlay:
             for key, value in zip(group[4], group[5], strict=True):
                 if key is None:
                     continue
-                unapplied[key] = (index, value)
-                newest = pending.get(key)
-                if newest is not None and newest[0] <= index:
-                    del pending[key]
+                for one, row in ((key, value),) if type(key) is bytes else zip(key, value, strict=True):
+                    unapplied[one] = (index, row)
+                    newest = pending.get(one)
+                    if newest is not None and newest[0] <= index:
+                        del pending[one]
 
     def applied(self, entry: Entry) -> None:
         """The engine holds the entry's rows durably."""

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ackord.errors import VersionCollected
+from ackord.errors import InvalidRequest, VersionCollected
 from ackord.wire.messages import row_version
 from ackord_node.core.cells import cells_of, plain_row, single_cells
 from ackord_node.core.effects import Reply, Responder
 from ackord_node.core.history import Moment
 from ackord_node.core.state import TabletState
+
+RANGE_SLACK = 1_000  # rows beyond those that count, which one look at a range may read
 
 
 @dataclass(slots=True)
@@ -71,6 +73,51 @@ class Reads:
         if row is not None and clock.at_end and clock.hides(row, clock.at_end):
             return None
         return row
+
+    def newest_rows(self, keys: list[bytes]) -> list[bytes | None]:
+        """``newest_row`` of each key."""
+        overlay = self._s.overlay
+        if any(key in overlay.pending or key in overlay.unapplied for key in keys):
+            return [self.newest_row(key) for key in keys]
+        clock, clock_ms = self._s.clock, self._s.clock.at_end
+        rows = self._s.rows.get_many(keys)
+        if not clock_ms:
+            return rows
+        return [None if row is None or clock.hides(row, clock_ms) else row for row in rows]
+
+    def newest_range(
+        self, start: bytes, end: bytes | None, rows_max: int, bytes_max: int
+    ) -> list[tuple[bytes, bytes]]:
+        """The rows with start <= key < end as of the log's end, in order; if there are more than ``rows_max``, some
+        that are more. InvalidRequest if too much would have to be read that does not count, because it expired."""
+        s = self._s
+        clock, clock_ms = s.clock, s.clock.at_end
+        changed: dict[bytes, bytes | None] = {}
+        for overlay in (s.overlay.unapplied, s.overlay.pending):
+            for key, newest in overlay.items():
+                if start <= key and (end is None or key < end):
+                    changed[key] = newest[1]
+        found = {
+            key: row
+            for key, row in changed.items()
+            if row is not None and not (clock_ms and clock.hides(row, clock_ms))
+        }
+        exhausted, looked_count, looked_bytes = False, 0, 0
+        while not exhausted and len(found) <= rows_max:
+            if looked_count > 2 * rows_max + len(changed) + RANGE_SLACK or looked_bytes > bytes_max:
+                raise InvalidRequest(
+                    f"the range holds more than {bytes_max} bytes, or too many rows that have expired",
+                    field="ranges",
+                    limit=bytes_max,
+                )
+            stored, exhausted = s.rows.range(start, end, rows_max + len(changed) + 1, bytes_max)
+            for key, row in stored:
+                looked_bytes += len(row)
+                if key not in changed and not (clock_ms and clock.hides(row, clock_ms)):
+                    found[key] = row
+            looked_count += len(stored)
+            start = stored[-1][0] + b"\0" if stored else start
+        return sorted(found.items())
 
     def moment(self, key: bytes, as_of: int) -> Moment:
         """What the key was at ``as_of``, which the commit point has passed."""

@@ -6,13 +6,12 @@ the state at its log's end; the log then carries the resulting row, so that repl
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from ackord.errors import Conflict, InvalidRequest, Unavailable
 from ackord.wire.expressions import compiled
-from ackord.wire.keys import INT64_MAX, INT64_MIN, KeySchema
+from ackord.wire.keys import KeySchema
 from ackord.wire.limits import Limits
 from ackord.wire.messages import (
     COND_IF_ABSENT,
@@ -27,6 +26,7 @@ from ackord.wire.messages import (
     row_columns,
     row_version,
 )
+from ackord.wire.updates import updated_columns
 from ackord.wire.values import Update, check_columns, check_update, decode_columns, encode_columns
 
 ReadRow = Callable[[bytes], bytes | None]
@@ -121,58 +121,3 @@ def updated(current: bytes | None, update: Update, limits: Limits) -> bytes:
     """The columns blob after an update of the row."""
     columns = decode_columns(row_columns(current)) if current is not None else {}
     return encode_columns(updated_columns(columns, update), limits)
-
-
-def updated_columns(columns: dict[str, Any], update: Update) -> dict[str, Any]:
-    """The same columns after the update."""
-    for name in update.delete:
-        columns.pop(name, None)
-    columns.update(update.set)
-    for name, amount in update.increment.items():
-        columns[name] = incremented(name, columns.get(name), amount)
-    for name, items in update.append.items():
-        value = columns.get(name, [])
-        if type(value) is not list:
-            raise InvalidRequest(
-                f"append to column {name!r}: its value is {type(value).__name__}, a list is needed",
-                field=name,
-            )
-        columns[name] = value + items
-    return columns
-
-
-def incremented(name: str, value: Any, amount: int | float) -> int | float:
-    """A column keeps its type: an int stays exact and takes ints only, a float takes both. An absent column
-    (None) begins as the amount. InvalidRequest if the result would leave 64 bits or the finite floats."""
-    if value is None:
-        return amount
-    if type(value) is int and type(amount) is int:
-        total = value + amount
-        if INT64_MIN <= total <= INT64_MAX:
-            return total
-        raise InvalidRequest(
-            f"increment of column {name!r} by {amount} gives {total}, beyond 64 bits "
-            f"({INT64_MIN} to {INT64_MAX})",
-            field=name,
-            value=total,
-            limit=INT64_MAX,
-        )
-    if type(value) is float:
-        result = value + amount
-        if math.isfinite(result):
-            return result
-        raise InvalidRequest(
-            f"increment of column {name!r}: {value} + {amount} is no finite float",
-            field=name,
-            value=str(value),
-        )
-    if type(value) is int:
-        raise InvalidRequest(
-            f"increment of column {name!r}: its value is an int and stays exact, a float cannot be added",
-            field=name,
-            value=amount,
-        )
-    raise InvalidRequest(
-        f"increment of column {name!r}: its value is {type(value).__name__}, an int or a float is needed",
-        field=name,
-    )

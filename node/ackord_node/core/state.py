@@ -31,6 +31,11 @@ class RowReader(Protocol):
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]: ...
 
+    def range(
+        self, start: bytes, end: bytes | None, count_max: int, bytes_max: int
+    ) -> tuple[list[tuple[bytes, bytes]], bool]:
+        """The first rows with start <= key < end, in order, at least one; True if there are no more."""
+
     def history(self, key: bytes, version_max: int, count_max: int) -> list[tuple[int, bytes | None]]: ...
 
     def moment(self, key: bytes, as_of: int, count_max: int) -> Moment: ...

@@ -8,7 +8,6 @@ only once their entry is committed).
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any
 
 from ackord.errors import BY_CODE, Conflict, Error, OutcomeUnknown, Unavailable
@@ -16,6 +15,7 @@ from ackord.wire.extras import NO_EXTRAS
 from ackord.wire.messages import (
     COND_WHERE,
     KIND_PUT_AUTO,
+    KIND_TRANSACTION,
     OWN_MARK,
     RETURN_NEW,
     error_to_wire,
@@ -23,7 +23,16 @@ from ackord.wire.messages import (
     row_expires_ms,
 )
 from ackord_node.core.cells import plain_row
-from ackord_node.core.effects import Reply, Responder, WriteGroup, Writes
+from ackord_node.core.drafts import (
+    Answer,
+    Draft,
+    Progress,
+    Verdicts,
+    draft_first_version,
+    log_returned,
+    log_write,
+)
+from ackord_node.core.effects import Reply, WriteGroup, Writes
 from ackord_node.core.expiry import CLOCK_UNREAD_MS, Expiry
 from ackord_node.core.judging import Judge
 from ackord_node.core.log import Entry
@@ -31,56 +40,7 @@ from ackord_node.core.reads import Reads
 from ackord_node.core.requests import result_bytes, returned_rows
 from ackord_node.core.rows import apply_op, check_op, new_key
 from ackord_node.core.state import TabletState
-
-
-@dataclass(slots=True)
-class Answer:
-    """Answers that are given once ``index`` is committed."""
-
-    index: int
-    request: Responder
-    indices: list[int] | None
-    results: list[Any]
-    size: int
-    expires: float  # undecided by then: the asker is told that the outcome is unknown
-
-
-class Progress(dict[int, tuple[int, Any]]):
-    """One client's writes that are in the log and not committed: seq -> (index, result)."""
-
-    __slots__ = ("returned_bytes",)
-
-    def __init__(self) -> None:
-        self.returned_bytes = 0  # of the rows in the results
-
-
-@dataclass(slots=True)
-class Draft:
-    """The entry that is being built."""
-
-    version: int
-    groups: list[Any]
-    size: int = 0
-
-
-@dataclass(slots=True)
-class Verdicts:
-    """What became of one group's operations: some answered at once, some once their entry is committed;
-    ``logged`` is the group as the entry carries it."""
-
-    logged: list[Any]
-    now_indices: list[int] = field(default_factory=list)
-    now_results: list[Any] = field(default_factory=list)
-    later_indices: list[int] = field(default_factory=list)
-    later_results: list[Any] = field(default_factory=list)
-
-    def at_once(self, at: int, result: Any) -> None:
-        self.now_indices.append(at)
-        self.now_results.append(result)
-
-    def later(self, at: int, result: Any) -> None:
-        self.later_indices.append(at)
-        self.later_results.append(result)
+from ackord_node.core.transactions import Transactions
 
 
 class WritePath:
@@ -89,6 +49,7 @@ class WritePath:
         self._reads = reads
         self._expiry = expiry
         self._judging = Judge(state, reads)
+        self._transactions = Transactions(state, reads, self._judging)
         self._is_special = state.options.has_cells
         self._in_progress: dict[bytes, Progress] = {}
         self._answers: deque[Answer] = deque()
@@ -214,6 +175,9 @@ class WritePath:
         may_answer: bool,
         verdicts: Verdicts,
     ) -> None:
+        if op[1] == KIND_TRANSACTION:
+            self._judge_transaction(at, op, index, draft, known, may_answer, verdicts)
+            return
         limits, schema, clock = self._s.config.limits, self._s.schema, self._s.clock
         version, key, returns_row = draft.version, op[2], len(op) > 7
         try:
@@ -235,26 +199,18 @@ class WritePath:
             else:
                 value = self._judging.row(op, body, key, version, extras)
         except Error as error:
-            if known is None or op[6] <= 1:
-                if may_answer:
-                    verdicts.later(at, self._negative(op, error))
-                else:
-                    verdicts.at_once(at, error_to_wire(no_right_to_answer()))
+            if not self._refused(at, op, error, index, known, may_answer, verdicts):
                 return
-            # An earlier attempt may still be under way: the refusal is recorded, so that it cannot run later.
-            _log(verdicts.logged, op[0], None, error.code)
-            known[op[0]] = (index, -error.code)
-            verdicts.later(at, self._negative(op, error))
         else:
             if value is not None and (clock.ttl_ms or clock.at_end or extras.ttl_ms):
                 self._expire_later(value, draft)
             result: Any = version
             if returns_row:
                 result = [version, value if op[7] == RETURN_NEW else self._reads.newest_row(key)]
-                _log_returned(verdicts.logged, result[1], op[7] == RETURN_NEW)
+                log_returned(verdicts.logged, result[1], op[7] == RETURN_NEW)
                 draft.size += result_bytes(result)
             self._s.overlay.pending[key] = (index, value)
-            _log(verdicts.logged, op[0], key, value)
+            log_write(verdicts.logged, op[0], key, value)
             draft.size += len(key) + (len(value) if value is not None else 0)
             if known is not None:
                 known[op[0]] = (index, result)
@@ -264,12 +220,82 @@ class WritePath:
         draft.version += 1
         draft.size += 24
 
+    def _judge_transaction(
+        self,
+        at: int,
+        op: list[Any],
+        index: int,
+        draft: Draft,
+        known: Progress | None,
+        may_answer: bool,
+        verdicts: Verdicts,
+    ) -> None:
+        """All of its rows or none, at one version."""
+        try:
+            parts = self._transactions.check(op, draft.version)
+        except Error as error:
+            verdicts.at_once(at, error_to_wire(error))
+            return
+        try:
+            rows = self._transactions.judge(op, parts, draft.version, index)
+        except Error as error:
+            if not self._refused(at, op, error, index, known, may_answer, verdicts):
+                return
+        else:
+            if not rows:
+                self._answer_read_only(at, draft, may_answer, verdicts)
+                return
+            for row in rows.values():
+                if row is not None and (self._s.tells_wall or row_expires_ms(row)):
+                    self._expire_later(row, draft)
+            log_write(verdicts.logged, op[0], list(rows), list(rows.values()))
+            size = sum(len(key) + len(row or b"") for key, row in rows.items())
+            draft.size += size
+            verdicts.size += size
+            if known is not None:
+                known[op[0]] = (index, draft.version)
+            verdicts.later(at, draft.version)
+        draft.version += 1
+        draft.size += 24
+
+    def _answer_read_only(self, at: int, draft: Draft, may_answer: bool, verdicts: Verdicts) -> None:
+        """What a transaction read is as it read it, and it writes nothing: the answer is a read, and no record."""
+        if not may_answer:
+            verdicts.at_once(at, error_to_wire(no_right_to_answer()))
+            return
+        has_writes = verdicts.logged[3] or any(group[0] is not None for group in draft.groups)
+        verdicts.later(at, draft.version - 1 if has_writes else self._s.last_version)
+
+    def _refused(
+        self,
+        at: int,
+        op: list[Any],
+        error: Error,
+        index: int,
+        known: Progress | None,
+        may_answer: bool,
+        verdicts: Verdicts,
+    ) -> bool:
+        """A judgement on the state: answered, or recorded too, and then True."""
+        if known is None or op[6] <= 1:
+            if may_answer:
+                verdicts.later(at, self._negative(op, error))
+            else:
+                verdicts.at_once(at, error_to_wire(no_right_to_answer()))
+            return False
+        # An earlier attempt may still be under way: the refusal is recorded, so that it cannot run later.
+        log_write(verdicts.logged, op[0], None, error.code)
+        known[op[0]] = (index, -error.code)
+        verdicts.later(at, self._negative(op, error))
+        return True
+
     def _expire_later(self, row: bytes, draft: Draft) -> None:
         """Rule R20: the first row that expires starts the tablet's clock."""
         self._expiry.wrote(row)
         has_clock = self._s.clock.at_end or any(g[0] is None and len(g) > 2 for g in draft.groups)
         if row_expires_ms(row) and not has_clock:
             draft.groups.insert(0, [None, 0, CLOCK_UNREAD_MS])
+            self._is_special = True  # an update in the same entry must leave the row its expiry
 
     def _check_room_to_return(self, known: Progress, logged: list[Any]) -> None:
         """Rows that retries may ask for are kept until the client says that it has them; Unavailable if they are
@@ -332,8 +358,11 @@ class WritePath:
         return True
 
     def _negative(self, op: list[Any], error: Error) -> list[Any]:
-        current = self._reads.newest_row(op[2]) if isinstance(error, Conflict) else None
-        return error_to_wire(error, current)
+        if not isinstance(error, Conflict):
+            return error_to_wire(error)
+        if op[1] == KIND_TRANSACTION:
+            return error_to_wire(error, self._transactions.refused_row(op, error))
+        return error_to_wire(error, self._reads.newest_row(op[2]))
 
     def append_own(self, groups: list[Any], epoch: int, version: int = 0) -> None:
         """An entry that no client asked for, perhaps from ``version`` on."""
@@ -359,7 +388,7 @@ class WritePath:
             s.out.append(Reply(group.request, None if whole else verdicts.now_indices, verdicts.now_results))
         if verdicts.later_indices:
             whole = is_all and not verdicts.now_indices
-            size = sum(len(group.ops[at][3] or b"") for at in ops)
+            size = verdicts.size + sum(len(group.ops[at][3] or b"") for at in ops)
             if len(verdicts.logged) > 6:
                 size += sum(len(row) for _, row in returned_rows(verdicts.logged) if row is not None)
             self._answers.append(
@@ -457,23 +486,3 @@ def _without_cells(result: Any) -> Any:
     if type(result) is list and type(result[-1]) is bytes:
         return [*result[:-1], plain_row(result[-1])]
     return result
-
-
-def _log(logged: list[Any], seq: int, key: bytes | None, value: Any) -> None:
-    logged[3].append(seq)
-    logged[4].append(key)
-    logged[5].append(value)
-
-
-def _log_returned(logged: list[Any], row: bytes | None, is_new: bool) -> None:
-    """Notes that the answer of the write that is logged next carries a row: its own, which stands there anyway,
-    or the one that it replaced."""
-    if len(logged) == 6:
-        logged.append([])
-    logged[6].append([len(logged[3]), True if is_new else row])
-
-
-def draft_first_version(draft: Draft) -> int:
-    """The version of the draft's first write: versions are given consecutively."""
-    count = sum(len(group[3]) for group in draft.groups if group[0] is not None)
-    return draft.version - count

@@ -14,12 +14,13 @@ from typing import Any, Protocol
 
 from ackord.errors import Error, InvalidRequest, OutcomeUnknown, Unavailable
 from ackord.wire.keys import KeySchema
-from ackord.wire.messages import KIND_PUT_AUTO, WHOLE_GROUP, error_to_wire
+from ackord.wire.messages import KIND_PUT_AUTO, KIND_TRANSACTION, WHOLE_GROUP, error_to_wire
 from ackord_node.core import effects as e
 from ackord_node.core.history import Moment
 from ackord_node.core.log import Entry, RecordCorrupt
 from ackord_node.core.messages import Message
 from ackord_node.core.replica import READ_WAIT_S, Replica
+from ackord_node.core.transactions import misfit_of
 from ackord_node.core.types import Descriptor
 from ackord_node.ports import (
     Cas,
@@ -87,6 +88,11 @@ class EngineRows:
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
         return self._get_many(self._tablet, keys)
+
+    def range(
+        self, start: bytes, end: bytes | None, count_max: int, bytes_max: int
+    ) -> tuple[list[tuple[bytes, bytes]], bool]:
+        return self._engine.scan(self._tablet, start, end, False, count_max, bytes_max)
 
     def history(self, key: bytes, version_max: int, count_max: int) -> list[tuple[int, bytes | None]]:
         return self._engine.history(self._tablet, key, version_max, count_max)
@@ -379,6 +385,10 @@ class TabletHost(Source):
             key = op[2]
             if key < start or (end is not None and key >= end):
                 bad[at] = self.elsewhere("stale_routing")
+            elif op[1] == KIND_TRANSACTION:
+                misfit = misfit_of(self._schema, key, op[3])
+                if misfit is not None:
+                    bad[at] = error_to_wire(misfit)
             elif not is_valid(key) and not (op[1] == KIND_PUT_AUTO and self._schema.is_auto):
                 error = InvalidRequest(
                     f"the key {key[:32]!r} does not fit the table's key columns", field="key"

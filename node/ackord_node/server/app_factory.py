@@ -15,6 +15,7 @@ from ackord_node.server.metrics import Metrics
 from ackord_node.server.rows import RowHandlers
 from ackord_node.server.stream import StreamHandlers
 from ackord_node.server.tables import TableHandlers
+from ackord_node.server.transactions import TransactionHandlers
 
 LINE_BYTES_MAX = 32 * 1024  # a request line: four key columns of 1 KiB, percent-encoded, and a page token
 SHUTDOWN_TIMEOUT_S = 5.0
@@ -33,6 +34,7 @@ def build_app(service: Service, transport: PeerAcceptor, metrics: Metrics) -> we
     forwarder = Forwarder(limits)
     streams = StreamHandlers(service, metrics)
     rows = RowHandlers(service, forwarder, metrics)
+    transactions = TransactionHandlers(rows, service)
     tables = TableHandlers(service)
     admin = AdminHandlers(service, metrics)
 
@@ -63,6 +65,7 @@ def build_app(service: Service, transport: PeerAcceptor, metrics: Metrics) -> we
             web.delete("/v1/tables/{table}", tables.drop),
             web.get("/v1/tables/{table}/rows", rows.scan),
             web.get("/v1/tables/{table}/count", rows.count),
+            web.post("/v1/tables/{table}/transactions", transactions.commit),
             web.get(row, rows.get),
             web.put(row, rows.put),
             web.patch(row, rows.patch),

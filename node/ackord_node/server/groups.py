@@ -9,16 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 from ackord.errors import InvalidRequest
+from ackord.wire import transactions
 from ackord.wire.limits import Limits
 from ackord.wire.messages import (
     CLIENT_ID_BYTES,
     COND_IF_EXISTS,
     COND_IF_VERSION,
     COND_MERGE,
+    COND_NONE,
     COND_WHERE,
     KIND_DELETE,
     KIND_PUT,
     KIND_PUT_AUTO,
+    KIND_TRANSACTION,
     KIND_UPDATE,
     OP_AS_OF,
     OP_CELLS,
@@ -147,31 +150,90 @@ class GroupChecker:
         if type(floor) is not int or not 0 <= floor <= INT64_MAX:
             raise _bad("floor", f"floor must be a sequence number, not {_shown(floor)}")
         count = self._count(ops, "operations")
-        key_bytes_max = self._key_bytes_max
         for op in ops:
-            if type(op) is not list or len(op) != _OP_ITEMS:
+            returns_row = type(op) is not list or len(op) != _OP_ITEMS
+            if returns_row:
                 op = _without_returning(op)
             seq, kind, key, body, cond, cond_value, attempt = op
             if type(seq) is not int or not 0 < seq <= INT64_MAX:
                 raise _bad("seq", f"seq must be a positive integer, not {_shown(seq)}")
-            if type(key) is not bytes or len(key) > key_bytes_max:
-                raise self._bad_key(key)
-            if type(kind) is not int or not KIND_PUT <= kind <= KIND_PUT_AUTO:
-                raise _bad("kind", f"unknown kind of write {_shown(kind)}")
-            if type(body) is bytes:
-                if len(body) > self._row_bytes_max or kind == KIND_DELETE:
-                    raise self._bad_body(kind, body)
-            elif body is not None or kind != KIND_DELETE:
-                raise self._bad_body(kind, body)
-            if cond == COND_MERGE:
-                _check_merge(kind, cond_value)
-            elif type(cond) is not int or not 0 <= cond <= COND_IF_EXISTS:
-                self._check_where_condition(kind, cond, cond_value)
-            elif cond_value is not None or cond == COND_IF_VERSION:
-                _check_version(cond_value)
+            if kind == KIND_TRANSACTION and returns_row:
+                raise _bad("returning", "a transaction returns its version, no row")
+            if kind == KIND_TRANSACTION:
+                self.check_transaction(key, body, cond)
+            else:
+                self._check_change(kind, key, body, cond, cond_value)
             if type(attempt) is not int or not 0 < attempt <= INT64_MAX:
                 raise _bad("attempt", f"attempt must be 1 or more, not {_shown(attempt)}")
         return count
+
+    def _check_change(self, kind: Any, key: Any, body: Any, cond: Any, cond_value: Any) -> None:
+        """What is to become of one row."""
+        if type(key) is not bytes or len(key) > self._key_bytes_max:
+            raise self._bad_key(key)
+        if type(kind) is not int or not KIND_PUT <= kind <= KIND_PUT_AUTO:
+            raise _bad("kind", f"unknown kind of write {_shown(kind)}")
+        if type(body) is bytes:
+            if len(body) > self._row_bytes_max or kind == KIND_DELETE:
+                raise self._bad_body(kind, body)
+        elif body is not None or kind != KIND_DELETE:
+            raise self._bad_body(kind, body)
+        if cond == COND_MERGE:
+            _check_merge(kind, cond_value)
+        elif type(cond) is not int or not 0 <= cond <= COND_IF_EXISTS:
+            self._check_where_condition(kind, cond, cond_value)
+        elif cond_value is not None or cond == COND_IF_VERSION:
+            _check_version(cond_value)
+
+    def check_transaction(self, key: Any, body: Any, cond: Any) -> None:
+        if type(key) is not bytes or len(key) > self._key_bytes_max:
+            raise self._bad_key(key)
+        if cond != COND_NONE:
+            raise _bad("cond", "a transaction's conditions are those of its writes")
+        if type(body) is not list or len(body) != transactions.ITEMS:
+            raise _bad("body", "a transaction is [reads, ranges, writes]")
+        limits, (reads, ranges, writes) = self._limits, body
+        self._check_part(reads, "reads", transactions.READ_ITEMS, "transaction_reads_count")
+        self._check_part(ranges, "ranges", transactions.RANGE_ITEMS, "transaction_ranges_count")
+        self._check_part(writes, "writes", transactions.WRITE_ITEMS, "transaction_rows_count")
+        size = rows_count = 0
+        for read, version in reads:
+            if type(read) is not bytes or len(read) > self._key_bytes_max:
+                raise self._bad_key(read)
+            if version is not None:
+                _check_version(version)
+            size += len(read) + 9
+        for start, end, count, digest in ranges:
+            self._check_bounds(start, end)
+            if type(count) is not int or count < 0:
+                raise _bad("ranges", f"a range's count is a number, not {_shown(count)}")
+            if type(digest) is not bytes or len(digest) != transactions.DIGEST_BYTES:
+                raise _bad("ranges", f"a range's digest is {transactions.DIGEST_BYTES} bytes")
+            rows_count += count
+        most = limits.transaction_range_rows_count
+        if rows_count > most:
+            raise _bad(
+                "ranges",
+                f"{rows_count} rows in ranges, over the limit transaction_range_rows_count of {most}",
+                most,
+            )
+        for write in writes:
+            self._check_change(*write)
+            size += len(write[1]) + len(write[2] or b"")
+        if size > limits.transaction_bytes:
+            most = limits.transaction_bytes
+            raise _bad(
+                "transaction_bytes", f"a transaction of {size} bytes is over the limit of {most}", most
+            )
+
+    def _check_part(self, items: Any, what: str, length: int, limit: str) -> None:
+        most = getattr(self._limits, limit)
+        if type(items) is not list or len(items) > most:
+            size = len(items) if type(items) is list else _shown(items)
+            raise _bad(what, f"a transaction has a list of at most {most} {what} ({limit}), not {size}", most)
+        for item in items:
+            if type(item) is not list or len(item) != length:
+                raise _bad(what, f"each of the transaction's {what} is a list of {length}")
 
     def _check_scan(self, group: list[Any]) -> int:
         if len(group) == _SCAN_ITEMS + 2:

@@ -7,6 +7,7 @@ order and answers with what this node could read; ``next`` resumes it, on any no
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -149,18 +150,38 @@ class RowHandlers:
             if kind != KIND_PUT or cond != COND_NONE:
                 raise InvalidRequest("auto makes a new row: only PUT without a condition can", field="key")
             kind = KIND_PUT_AUTO
+        change = [kind, key, encoded, cond, cond_value]
+        as_json = not wants_msgpack(request)
+        return await self.write(
+            request,
+            table,
+            change,
+            returning_of_query(query),
+            None if body is None else body.raw,
+            lambda result: _written(table, key, is_auto, result, as_json),
+        )
+
+    async def write(
+        self,
+        request: web.Request,
+        table: TableDefinition,
+        change: list[Any],
+        returning: list[int],
+        raw: bytes | None,
+        answered: Callable[[Any], dict[str, Any]],
+    ) -> web.StreamResponse:
+        """Does ``[kind, key, body, cond, cond_value]`` under the request's idempotency key, here or, with the body
+        ``raw``, at the coordinator."""
         given = request.headers.get(IDEMPOTENCY_HEADER)
         idempotency_key = self._fresh_key() if given is None else given
-        client_id, registered = identity_of_key(idempotency_key, service.limits)
-        attempt = 1 if given is None else HTTP_ATTEMPT
-        op = [HTTP_SEQ, kind, key, encoded, cond, cond_value, attempt, *returning_of_query(query)]
-        group = [OP_WRITE, table.tablet_of(key).id, client_id, registered, HTTP_FLOOR, [op]]
+        client_id, registered = identity_of_key(idempotency_key, self._service.limits)
+        op = [HTTP_SEQ, *change, 1 if given is None else HTTP_ATTEMPT, *returning]
+        group = [OP_WRITE, table.tablet_of(change[1]).id, client_id, registered, HTTP_FLOOR, [op]]
         try:
             result = await self._ask("write", group, table, not wants_msgpack(request))
         except NotServedHere as elsewhere:
-            raw = None if body is None else body.raw
             return await self._forward(request, elsewhere, raw, {IDEMPOTENCY_HEADER: idempotency_key})
-        return answer(request, _written(table, key, is_auto, result, not wants_msgpack(request)))
+        return answer(request, answered(result))
 
     async def scan(self, request: web.Request) -> web.StreamResponse:
         limits = self._service.limits
