@@ -57,7 +57,7 @@ class RowHandlers:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         check_query(request, ())
-        table = self._service.table(request.match_info["table"])
+        table = await self._service.table(request.match_info["table"])
         key = key_of_path(request.rel_url.raw_path, table.key)
         tablet = table.tablet_of(key).id
         as_json = not wants_msgpack(request)
@@ -103,7 +103,7 @@ class RowHandlers:
     ) -> web.StreamResponse:
         service = self._service
         cond, cond_value = condition_of_query(check_query(request, CONDITION_PARAMETERS))
-        table = service.table(request.match_info["table"])
+        table = await service.table(request.match_info["table"])
         key = key_of_path(request.rel_url.raw_path, table.key)
         given = request.headers.get(IDEMPOTENCY_HEADER)
         idempotency_key = self._fresh_key() if given is None else given
@@ -121,7 +121,7 @@ class RowHandlers:
     async def scan(self, request: web.Request) -> web.StreamResponse:
         service = self._service
         query = check_query(request, SCAN_PARAMETERS)
-        table = service.table(request.match_info["table"])
+        table = await service.table(request.match_info["table"])
         left, rows_max = scan_of_query(query, table.key, service.limits)
         rest: ScanRange | None = None if left.is_empty() else left
         as_json = not wants_msgpack(request)
