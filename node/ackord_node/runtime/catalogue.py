@@ -55,6 +55,7 @@ class Catalogue:
         self.version = 0
         self.on_refresh: Callable[[], None] = lambda: None
         self._reading = asyncio.Lock()
+        self._refreshing = asyncio.Lock()
         self._reads_begun = self._reads_done = 0
         self.has_stopped: Callable[[str, int, int], Awaitable[bool]]  # (node, tablet, epoch), set by the node
 
@@ -108,17 +109,18 @@ class Catalogue:
         self.changed = asyncio.Event()
 
     async def refresh(self) -> None:
-        """Reads the tables that stand."""
-        found = await self._coordination.tables()
-        tables: dict[str, TableDefinition] = {}
-        for name, (data, _) in found.items():
-            definition = TableDefinition.from_wire(unpackb(data))
-            if definition.state == "active":
-                tables[name] = definition
-        if tables != self.tables:
-            self.tables = tables
-            self.touch()
-        self.on_refresh()
+        """Reads the tables that stand; one read after another, so that none brings an older state back."""
+        async with self._refreshing:
+            found = await self._coordination.tables()
+            tables: dict[str, TableDefinition] = {}
+            for name, (data, _) in found.items():
+                definition = TableDefinition.from_wire(unpackb(data))
+                if definition.state == "active":
+                    tables[name] = definition
+            if tables != self.tables:
+                self.tables = tables
+                self.touch()
+            self.on_refresh()
 
     # ------------------------------------------------------------------------------- changing
 
