@@ -8,6 +8,7 @@ CONFIG ?= cluster.yaml
 DEVCLUSTER = $(BIN)/python -m ackord_node.devcluster --config $(CONFIG)
 WORKERS ?= 2
 SEEDS   ?= 500
+FIRST   ?= 1
 MINUTES ?= 5
 CUTS    ?= 200
 SECONDS ?= 60
@@ -51,7 +52,7 @@ lint: $(STAMP) ## style, types and the ladder of imports
 	@$(BIN)/lint-imports --no-logo
 
 sim: $(STAMP) ## whole clusters on virtual time under faults: SEEDS=500, FIRST=1
-	@$(BIN)/python -m tests.sim --seeds $(SEEDS) --jobs $(WORKERS) $(if $(FIRST),--first $(FIRST))
+	@$(BIN)/python -m tests.sim $(FIRST) --seeds $(SEEDS) --jobs $(WORKERS)
 
 mutants: $(STAMP) ## drop every rule and every condition, one at a time: all must be caught
 	@$(BIN)/python -m tests.sim.mutants --write docs/mutants.md

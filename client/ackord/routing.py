@@ -80,6 +80,9 @@ class RoutingTable:
     nodes: dict[str, str]  # name -> "http://host:port"
     limits: Limits
     tables: dict[str, TableRoute]
+    doubtful: list[str] = field(
+        default_factory=list
+    )  # tables of an earlier answer that this one did not have
 
     @classmethod
     def from_wire(cls, wire: Any) -> RoutingTable:
@@ -101,11 +104,14 @@ class RoutingTable:
         )
 
     def inherit(self, older: RoutingTable) -> None:
-        """Keeps what was learned about tablets since ``older`` was fetched: nodes to avoid, and coordinators
-        that this table, perhaps from a node that lags, knows only from an earlier epoch or not at all."""
-        for name, table in self.tables.items():
-            before = older.tables.get(name)
-            if before is None or before.id != table.id:
+        """Keeps what was learned about tablets since ``older`` was fetched: nodes to avoid, and coordinators and
+        tables that this table, perhaps from a node that lags, knows only from earlier or not at all."""
+        for name, before in older.tables.items():
+            table = self.tables.get(name)
+            if table is None or table.id < before.id:  # numbers are never given out twice
+                self.tables[name] = before
+                self.doubtful.append(name)
+            if table is None or before.id != table.id:
                 continue
             known = {tablet.id: tablet for tablet in before.tablets}
             for tablet in table.tablets:

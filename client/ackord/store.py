@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
@@ -113,6 +114,7 @@ class Store:
         self._environment = environment
         self._now = environment.now
         self._refreshing: asyncio.Task[Error | None] | None = None
+        self._confirming: dict[str, asyncio.Task[None]] = {}
         self._refreshed_at = environment.now()
         self._turn = 0
         self._is_closed = False
@@ -135,9 +137,13 @@ class Store:
         if self._is_closed:
             return
         self._is_closed = True
+        tasks: list[asyncio.Task[Any]] = list(self._confirming.values())
         if self._refreshing is not None:
-            self._refreshing.cancel()
-            await asyncio.wait([self._refreshing])
+            tasks.append(self._refreshing)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
         await self.batcher.close()
         await self._transport.close()
 
@@ -234,18 +240,20 @@ class Store:
         await self._environment.sleep(seconds)
 
     async def find_table(self, name: str, deadline: float) -> TableRoute:
-        """The table's route; asks again, and another node, before it believes that there is no such table."""
-        missing_count = 0
+        """The table's route. A node that lags may not know the table yet: that there is none is believed only of
+        a node that looked it up for this."""
+        is_known_to_stand = False
         while True:
             table = self.batcher.routing.tables.get(name)
             if table is not None:
                 return table
-            if missing_count == 2:
-                raise TableNotFound(f"there is no table {name!r}", table=name)
             error = await self._refresh(deadline)
-            if error is None:
-                missing_count += 1
-            elif not error.retriable or self._now() >= deadline:
+            if error is None and name not in self.batcher.routing.tables:
+                if is_known_to_stand and self._now() >= deadline:
+                    raise Unavailable(f"no node has told where table {name!r} is in time")
+                await self._admin("GET", _table_path(name), None, deadline)  # TableNotFound
+                is_known_to_stand = True
+            elif error is not None and (not error.retriable or self._now() >= deadline):
                 raise error
 
     # -------------------------------------------------------------------------------- routing
@@ -283,11 +291,31 @@ class Store:
                     error = failure
                 else:
                     self.batcher.adopt(routing)
+                    self._confirm(routing.doubtful)
                     return None
             return error
         finally:
             self._refreshed_at = self._now()
             self._refreshing = None
+
+    def _confirm(self, doubtful: list[str]) -> None:
+        """Tables that the newest routing table lacks stay known until a node has looked them up."""
+        for name in doubtful:
+            if name not in self._confirming and not self._is_closed:
+                task = self._confirming[name] = self.loop.create_task(self._forget_if_gone(name))
+                task.add_done_callback(partial(self._confirmed, name))
+
+    def _confirmed(self, name: str, _: asyncio.Task[None]) -> None:
+        self._confirming.pop(name, None)
+
+    async def _forget_if_gone(self, name: str) -> None:
+        try:
+            await self._admin("GET", _table_path(name), None, self.deadline(REFRESH_TIMEOUT_S))
+        except TableNotFound:
+            self.batcher.routing.tables.pop(name, None)
+            self.batcher.adopt(self.batcher.routing)  # what waited for the table is told
+        except Error:
+            return  # the next routing table raises the question again
 
     def _check_cluster(self, routing: RoutingTable, url: str) -> None:
         ours = self.batcher.routing

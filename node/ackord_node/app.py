@@ -243,6 +243,9 @@ def run(config: ClusterConfig, name: str) -> int:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    logging.getLogger("aiozk.connection").setLevel(
+        logging.CRITICAL
+    )  # tracebacks of what the session tells in a line
     gc.set_threshold(50_000, 20, 50)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:

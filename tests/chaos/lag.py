@@ -27,11 +27,14 @@ class LoopLag:
     counts: Counter[float] = field(default_factory=Counter)
     worst_s: dict[str, float] = field(default_factory=dict)  # node -> bound of the worst bucket
     late: list[tuple[float, str, float]] = field(default_factory=list)  # at, node, bound: those over 0.2 s
-    own_worst_s: float = 0.0
+    own_s: list[float] = field(default_factory=list)  # of this process, probe by probe
 
     def share_over(self, bound_s: float) -> float:
         total = sum(self.counts.values())
         return sum(count for upper_s, count in self.counts.items() if upper_s > bound_s) / max(1, total)
+
+    def own_share_over(self, bound_s: float) -> float:
+        return sum(late_s > bound_s for late_s in self.own_s) / max(1, len(self.own_s))
 
     def quantile(self, share: float) -> float:
         """The upper bound of the bucket that holds it."""
@@ -68,7 +71,7 @@ async def _watch_own(lag: LoopLag) -> None:
     while True:
         before = time.monotonic()
         await asyncio.sleep(PROBE_S)
-        lag.own_worst_s = max(lag.own_worst_s, time.monotonic() - before - PROBE_S)
+        lag.own_s.append(time.monotonic() - before - PROBE_S)
 
 
 def _was_out(stage: Stage, name: str, since_s: float) -> bool:

@@ -60,7 +60,11 @@ def make_report(outcome: Outcome) -> dict[str, Any]:
             "worst_ms_at_most": {name: worst_s * 1000 for name, worst_s in sorted(lag.worst_s.items())},
             "probes": sum(lag.counts.values()),
             "over_200_ms": lag.late[:200],
-            "of_the_chaos_process_worst_ms": round(lag.own_worst_s * 1000),
+            "over_500_ms_share": round(lag.share_over(0.5), 5),
+            "of_the_chaos_process": {
+                "worst_ms": round(max(lag.own_s, default=0.0) * 1000),
+                "over_500_ms_share": round(lag.own_share_over(0.5), 5),
+            },
         },
         "bands": [{**band.to_json(), "label": label(band)} for band in stage.bands],
         "versions": versions(),

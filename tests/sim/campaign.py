@@ -58,8 +58,7 @@ class Total:
             by_outcome[name.rsplit(" ", 1)[1]] += count
         lines = [
             f"{self.seeds_count} seeds, {len(self.failed)} failed, in {seconds:.0f} s",
-            f"{self.virtual_s / 3600:.2f} virtual hours, {self.steps_count} steps of replicas, "
-            f"{self.events_count} events",
+            f"{self.virtual_s / 3600:.2f} virtual hours, {self.steps_count} steps, {self.events_count} events",
             f"{self.ops.total()} operations of clients: {_listed(by_outcome)}",
             "faults by kind:",
             *(f"  {count:8d}  {kind}" for kind, count in sorted(self.faults.items())),

@@ -409,7 +409,7 @@ class Face:
         if method == "DELETE":
             await node.drop_table(name)
             return {"dropped": name}
-        return node.table(name).to_wire()
+        return (await node.table(name)).to_wire()
 
     def _tables(self) -> Any:
         tables = self._node.routing()["tables"]

@@ -71,6 +71,7 @@ class FakeCluster:
     executed: list[tuple[bytes, int, int]] = field(default_factory=list)  # (client, seq, attempt) that ran
     refused_clients: set[bytes] = field(default_factory=set)  # as if they had been collected
     clock: int | None = None  # the coordinator's: who registered later is refused
+    unseen: set[str] = field(default_factory=set)  # tables that the routing table does not have yet
     routing_count: int = 0
 
     def tick(self) -> int:
@@ -97,6 +98,8 @@ class FakeCluster:
         self.routing_count += 1
         tables = {}
         for name, table in self.tables.items():
+            if name in self.unseen:
+                continue
             tablets = [
                 {
                     **tablet.to_wire(),

@@ -87,7 +87,7 @@ class FakeService:
             tables[table.name] = {"id": table.id, "key": table.key.to_wire(), "tablets": tablets}
         return {"wire": 1, "cluster": self.cluster, "cluster_id": self.cluster_id, "tables": tables}
 
-    def table(self, name: str) -> TableDefinition:
+    async def table(self, name: str) -> TableDefinition:
         if name not in self.tables:
             raise TableNotFound(f"no table {name!r}", table=name)
         return self.tables[name]
@@ -115,7 +115,7 @@ class FakeService:
         return self.tables[name]
 
     async def drop_table(self, name: str) -> None:
-        self.table(name)
+        await self.table(name)
         del self.tables[name]
 
     async def status(self) -> dict[str, Any]:

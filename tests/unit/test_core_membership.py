@@ -168,6 +168,23 @@ def test_a_required_member_is_expelled_once() -> None:
     assert proposed(h) == members("n1", "n2")
 
 
+def test_an_expelled_member_is_granted_nothing_from_that_moment_on() -> None:
+    """Rule R13, before the next tick revokes: in a tablet's first epoch it need not show any entry for a lease."""
+    h = serving()
+    h.write()
+    h.store()
+    h.confirm("n2", 1)
+    h.confirm("n3", 1)
+    h.now += 0.01
+    h.promise("n3", end=0)
+    assert h.c.progress["n3"].expelled
+    h.forget()
+    h.promise("n3", request=1.0, end=0)
+    h.promise("n2", request=2.0, end=1)
+    assert h.c.progress["n3"].grant is None
+    assert [to for to, message in h.sent_to(m.BEACON) if message[6] >= 0] == ["n2"]
+
+
 def test_an_expelled_member_at_the_minimum_stays_so_until_it_was_fed() -> None:
     h = serving("n1", "n2", tail=entries(3))
     h.now += 0.01

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ackord.errors import Unavailable
-from ackord.wire.frames import unpackb
+from ackord.errors import TableNotFound, Unavailable
+from ackord.wire.frames import packb, unpackb
 from ackord.wire.keys import KeySchema
 from ackord.wire.limits import Limits
 from ackord.wire.messages import TableDefinition
@@ -399,3 +399,24 @@ async def test_a_create_does_not_wait_for_a_table_that_is_dropped_meanwhile() ->
     with pytest.raises(Unavailable, match="was dropped meanwhile") as raised:
         await asyncio.wait_for(create, 5)
     assert raised.value.detail["reason"] == "dropping"
+
+
+async def test_that_there_is_no_table_is_said_only_after_the_service_was_asked() -> None:
+    found, coordination = await catalogue()
+    definition = await found._record("t", KeySchema.from_wire([["k", "bytes"]]), [b""])
+    await coordination.create_table("t", packb(definition.to_wire()))  # by another node: none was told here
+
+    async def ours() -> bool:
+        await asyncio.sleep(0.01)
+        return True
+
+    async def emptied() -> bool:
+        return False
+
+    with pytest.raises(Unavailable, match="cannot be known now"):
+        await found.find("t", emptied)
+    begun = found._reads_begun
+    answers = await asyncio.gather(*(found.find(name, ours) for name in "tuuu"), return_exceptions=True)
+    assert answers[0] == definition
+    assert all(isinstance(answer, TableNotFound) for answer in answers[1:])
+    assert found._reads_begun - begun == 2, "those who came during a read share the next one"

@@ -296,6 +296,38 @@ async def test_a_refresh_is_shared_and_rate_limited(
     assert cluster.routing_count - before <= 7
 
 
+async def test_a_table_that_a_lagging_node_does_not_know_yet_is_found(
+    store: ackord.Store, cluster: FakeCluster
+) -> None:
+    cluster.create("new", [["k", "int"]], [])
+    cluster.unseen.add("new")
+    get = asyncio.create_task(store.table("new").get(1, timeout=5))
+    await asyncio.sleep(0.3)
+    assert not get.done(), "the node that was asked knows that there is such a table"
+    cluster.unseen.clear()
+    assert await get is None
+    with pytest.raises(ackord.TableNotFound):
+        await store.table("never").get(1)
+
+
+async def test_a_known_table_is_not_forgotten_because_a_lagging_node_lacks_it(
+    table: ackord.Table, store: ackord.Store, cluster: FakeCluster
+) -> None:
+    await table.put(("a", 1), {})
+    cluster.unseen.add(table.name)
+    assert await store._refresh(store.deadline(1)) is None
+    assert await table.get(("a", 1)) is not None
+    while store._confirming:
+        await asyncio.sleep(0.01)
+    assert await table.get(("a", 1)) is not None
+    del cluster.tables[table.name]
+    assert await store._refresh(store.deadline(1)) is None
+    while store._confirming:
+        await asyncio.sleep(0.01)
+    with pytest.raises(ackord.TableNotFound):
+        await table.get(("a", 1))
+
+
 async def test_a_refused_client_id_is_renewed_for_a_write_that_never_ran(
     table: ackord.Table, coordinator: FakeNode, cluster: FakeCluster
 ) -> None:

@@ -70,6 +70,7 @@ class Membership:
             and member in self.in_sync
             and (self.proposed is None or member in self.proposed)
             and not p.revoking
+            and not p.expelled
         )
 
     def write_refusal(self) -> Unavailable | None:

@@ -317,9 +317,8 @@ class Replica:
     def _coordination_seen(self, event: e.CoordinationSeen, now: float) -> None:
         s = self.state
         s.coordination_up = event.connected
-        if (
-            event.connected and self.coordinator is None
-        ):  # what it last said of the lock stands until it says more
+        # What the service last said of the lock stands until it says more: only changes are reported.
+        if event.connected and self.coordinator is None:
             s.lock_free_since = max(s.lock_free_since, now)
             self.takeover.poll(now)
 

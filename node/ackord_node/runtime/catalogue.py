@@ -55,15 +55,42 @@ class Catalogue:
         self.changed = asyncio.Event()  # set, and replaced, at every change of a descriptor
         self.version = 0
         self.on_refresh: Callable[[], None] = lambda: None
+        self._reading = asyncio.Lock()
+        self._refreshing = asyncio.Lock()
+        self._reads_begun = self._reads_done = 0
         self.has_stopped: Callable[[str, int, int], Awaitable[bool]]  # (node, tablet, epoch), set by the node
 
     # -------------------------------------------------------------------------------- reading
 
-    def table(self, name: str) -> TableDefinition:
+    async def find(self, name: str, is_ours: Callable[[], Awaitable[bool]]) -> TableDefinition:
+        """The table. That there is none is an answer from the state of the whole cluster, which this node may not
+        have seen yet, so the coordination service (if it ``is_ours``) is asked first."""
+        if name not in self.tables:
+            try:
+                await self._read_again(is_ours)
+            except CoordinationError as error:
+                raise Unavailable(
+                    f"whether there is a table {name!r} cannot be known now: {error}",
+                    reason="coordination",
+                    retry_after_ms=500,
+                ) from error
         found = self.tables.get(name)
         if found is None:
             raise TableNotFound(f"there is no table {name!r}", table=name)
         return found
+
+    async def _read_again(self, is_ours: Callable[[], Awaitable[bool]]) -> None:
+        """One read that begins after this was called, shared by all who wait for one."""
+        begun_before = self._reads_begun
+        async with self._reading:
+            if self._reads_done > begun_before:
+                return
+            self._reads_begun += 1
+            number = self._reads_begun
+            if not await is_ours():
+                raise CoordinationError("the coordination service is not this cluster's")
+            await self.refresh()
+            self._reads_done = number
 
     def tablet(self, tablet: int) -> TableDefinition | None:
         table_id = tablet >> TABLET_BITS
@@ -83,17 +110,18 @@ class Catalogue:
         self.changed = asyncio.Event()
 
     async def refresh(self) -> None:
-        """Reads the tables that stand."""
-        found = await self._coordination.tables()
-        tables: dict[str, TableDefinition] = {}
-        for name, (data, _) in found.items():
-            definition = TableDefinition.from_wire(unpackb(data), self._limits)
-            if definition.state == "active":
-                tables[name] = definition
-        if tables != self.tables:
-            self.tables = tables
-            self.touch()
-        self.on_refresh()
+        """Reads the tables that stand; one read after another, so that none brings an older state back."""
+        async with self._refreshing:
+            found = await self._coordination.tables()
+            tables: dict[str, TableDefinition] = {}
+            for name, (data, _) in found.items():
+                definition = TableDefinition.from_wire(unpackb(data), self._limits)
+                if definition.state == "active":
+                    tables[name] = definition
+            if tables != self.tables:
+                self.tables = tables
+                self.touch()
+            self.on_refresh()
 
     # ------------------------------------------------------------------------------- changing
 

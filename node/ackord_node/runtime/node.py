@@ -453,9 +453,9 @@ class Node:
         self._check_started()
         return self.reporter.routing()
 
-    def table(self, name: str) -> TableDefinition:
+    async def table(self, name: str) -> TableDefinition:
         self._check_started()
-        return self.catalogue.table(name)
+        return await self.catalogue.find(name, self._is_our_service)
 
     def coordinator_of(self, tablet: int) -> str | None:
         known = self.catalogue.descriptors.get(tablet)

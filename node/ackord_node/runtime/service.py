@@ -39,8 +39,9 @@ class Service(Protocol):
     def routing(self) -> dict[str, Any]:
         """The body of ``GET /v1/routing``; bytes are bytes."""
 
-    def table(self, name: str) -> TableDefinition:
-        """Raises TableNotFound."""
+    async def table(self, name: str) -> TableDefinition:
+        """TableNotFound only if the coordination service said so after this was asked: a table whose creation
+        another node has acknowledged is found. Unavailable if that service cannot be asked."""
 
     def coordinator_of(self, tablet: int) -> str | None:
         """The node that orders the tablet's writes, as far as this node knows."""

@@ -81,7 +81,7 @@ class RowHandlers:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         query = check_query(request, (*SELECT_PARAMETERS, *VERSION_PARAMETERS))
-        table = self._service.table(request.match_info["table"])
+        table = await self._service.table(request.match_info["table"])
         key = key_of_path(request.rel_url.raw_path, table.key)
         tablet = table.tablet_of(key).id
         as_json = not wants_msgpack(request)
@@ -144,7 +144,7 @@ class RowHandlers:
         query = check_query(request, (*CONDITION_PARAMETERS, *EXTRA_PARAMETERS))
         cond, cond_value = condition_of_query(query, service.limits)
         encoded = with_extras(query, encoded, delete_cells)
-        table = service.table(request.match_info["table"])
+        table = await service.table(request.match_info["table"])
         key, is_auto = new_key_of_path(request.rel_url.raw_path, table.key)
         if is_auto:
             if kind != KIND_PUT or cond != COND_NONE:
@@ -187,7 +187,7 @@ class RowHandlers:
         limits = self._service.limits
         query = check_query(request, (*SCAN_PARAMETERS, "as_of"))
         past = [version_from_json(query["as_of"], "as_of")] if "as_of" in query else []
-        table = self._service.table(request.match_info["table"])
+        table = await self._service.table(request.match_info["table"])
         left = range_of_query(query, table.key, table.id)
         rows_max, selection = limit_of_query(query, limits), selection_of_query(query, limits)
         rest: ScanRange | None = None if left.is_empty() else left
@@ -218,7 +218,7 @@ class RowHandlers:
     async def count(self, request: web.Request) -> web.StreamResponse:
         """``{"count": n, "next": token or null}``: the sum over all pages is the count of the range."""
         query = check_query(request, RANGE_PARAMETERS)
-        table = self._service.table(request.match_info["table"])
+        table = await self._service.table(request.match_info["table"])
         left = range_of_query(query, table.key, table.id)
         where = where_of_query(query, self._service.limits)
         rest: ScanRange | None = None if left.is_empty() else left

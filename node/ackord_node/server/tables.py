@@ -45,7 +45,7 @@ class TableHandlers:
 
     async def describe(self, request: web.Request) -> web.StreamResponse:
         check_query(request, ())
-        return answer(request, self._service.table(request.match_info["table"]).to_wire())
+        return answer(request, (await self._service.table(request.match_info["table"])).to_wire())
 
     async def drop(self, request: web.Request) -> web.StreamResponse:
         check_query(request, ())
