@@ -48,7 +48,12 @@ class LoopLag:
 
 async def watch_lag(stage: Stage, lag: LoopLag) -> None:
     """Until cancelled."""
-    asyncio.get_running_loop().create_task(_watch_own(lag), name="own lag")
+    async with asyncio.TaskGroup() as both:
+        both.create_task(_watch_own(lag))
+        both.create_task(_watch_nodes(stage, lag))
+
+
+async def _watch_nodes(stage: Stage, lag: LoopLag) -> None:
     before: dict[str, tuple[int, dict[float, int]]] = {}
     while True:
         since = stage.now()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ackord_node.core.copy_meta import CopyMeta
-from ackord_node.core.types import Descriptor, Member
+from ackord_node.core.types import Descriptor
 from tests.sim.disk import SimDisk, stored_state
 from tests.sim.stored import Damaged
 
@@ -28,8 +28,10 @@ class Damage:
     """Of each in-sync set every member's copy is intact, lost (it can never lead: its copy_id is gone, or it knows
     that it is suspect) or hidden (damaged, and nobody knows it yet, so it may even lead).
 
-    A set may shrink to any part of it that has the minimum and somebody who leads. Data is safe as long as no such
-    part is without an intact copy: ``intact >= 1 and (hidden == 0 or hidden + lost < minimum)``.
+    A set may shrink to any part of it that has the minimum and somebody who leads, and grow by the copies outside it,
+    whose damage may be hidden too. Data is safe as long as no set that comes about so is without an intact copy:
+    ``intact >= 1 and (hidden == 0 or hidden + lost < minimum)``, ``hidden`` counted over all replicas. A newborn tablet
+    holds nothing yet, so it needs no intact copy; but its first set must not consist of hidden damage.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -48,41 +50,46 @@ class Damage:
     def may_damage(self, node: SimNode, is_hidden: bool) -> bool:
         """Whether this node's disk may be damaged now, given what was damaged before."""
         copies = {name: self.copies_of(n) for name, n in self._cluster.nodes.items()}
-        for tablet, in_sync in self.sets():
-            intact = hidden = lost = 0
-            for member in sorted(in_sync):
-                found = copies.get(member.node, {}).get(tablet)
-                if found is None or found.copy_id != member.copy_id or not found.is_usable:
+        for tablet, found in self.sets():
+            hidden = sum(
+                self._is_hidden(name, tablet, copies) or (is_hidden and name == node.name)
+                for name in found.replicas
+                if tablet in copies.get(name, {})
+            )
+            intact = lost = 0
+            for member in found.in_sync:
+                copy = copies.get(member.node, {}).get(tablet)
+                if copy is None or copy.copy_id != member.copy_id or not copy.is_usable:
                     lost += 1
                 elif member.node == node.name:
-                    hidden, lost = hidden + is_hidden, lost + (not is_hidden)
-                elif (member.node, tablet, member.copy_id) in self._hidden:
-                    hidden += 1
-                else:
+                    lost += not is_hidden
+                elif not self._is_hidden(member.node, tablet, copies):
                     intact += 1
-            minimum = min(self._cluster.knobs.min_in_sync, len(in_sync))
-            if in_sync and (not intact or (hidden and hidden + lost >= minimum)):
+            if found.is_newborn:
+                if hidden >= found.min_in_sync:
+                    return False
+                continue
+            minimum = min(found.min_in_sync, len(found.in_sync))
+            if not intact or (hidden and hidden + lost >= minimum):
                 return False
         return True
 
-    def sets(self) -> list[tuple[int, frozenset[Member]]]:
-        """The in-sync sets that stand, and those that may come to stand."""
-        found: list[tuple[int, frozenset[Member]]] = []
+    def _is_hidden(self, name: str, tablet: int, copies: dict[str, dict[int, StoredCopyId]]) -> bool:
+        copy = copies.get(name, {}).get(tablet)
+        return copy is not None and (name, tablet, copy.copy_id) in self._hidden
+
+    def sets(self) -> list[tuple[int, Descriptor]]:
+        """The descriptors that stand, and those that may come to stand."""
         service = self._cluster.service
-        for tablet, (data, _) in sorted(service.descriptors.items()):
-            descriptor = Descriptor.decode(data)
-            if not descriptor.dropped:
-                found.append((tablet, descriptor.in_sync))
-        for tablet, data in service.under_way():
-            descriptor = Descriptor.decode(data)
-            if not descriptor.dropped:
-                found.append((tablet, descriptor.in_sync))
+        written = [(tablet, data) for tablet, (data, _) in sorted(service.descriptors.items())]
+        found = [(tablet, Descriptor.decode(data)) for tablet, data in [*written, *service.under_way()]]
         for node in self._cluster.nodes.values():
             for tablet, host in node.hosts().items():
                 coordinator = host.replica.coordinator
-                if coordinator is not None and coordinator.membership.proposed is not None:
-                    found.append((tablet, coordinator.membership.proposed))
-        return found
+                membership = None if coordinator is None else coordinator.membership
+                if membership is not None and membership.proposed is not None:
+                    found.append((tablet, membership.descriptor.with_in_sync(membership.proposed)))
+        return [(tablet, descriptor) for tablet, descriptor in found if not descriptor.dropped]
 
     def copies_of(self, node: SimNode) -> dict[int, StoredCopyId]:
         """The copies on the node's disk now, or in its memory if those are newer."""

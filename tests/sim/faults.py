@@ -33,7 +33,6 @@ class Nemesis:
         self.damage = Damage(cluster)
         self.rollback = Rollback(cluster, self.damage)
         self.is_over = False
-        self.has_formed = False  # the clients' table stands
         self._undo: dict[int, Callable[[], None]] = {}  # of faults that last
         self._undo_count = 0
         self._rngs = {kind: random.Random(f"{plan.seed} {kind}") for kind in EVENT_KINDS}
@@ -303,8 +302,6 @@ class Nemesis:
         is_hidden = kind in HIDDEN_FLIPS or node.is_up
         if not self.damage.may_damage(node, is_hidden):
             return False
-        if is_hidden and (self.plan.has("tables come and go") or not self.has_formed):
-            return False  # it could take a new table's first copy with it, before there is a second
         hit = node.disk.flip_bit(rng, kind)
         if hit is None:
             return False

@@ -54,6 +54,9 @@ class Client(Protocol):
     def ended(self) -> None: ...
 
 
+_AGREED_ON = WriteRequest | protocol.CloseRequest  # what the leader decides
+
+
 @dataclass(slots=True, eq=False)
 class Session:
     id: int
@@ -184,7 +187,7 @@ class Link:
             if isinstance(request, protocol.SyncRequest):
                 self._is_busy = True
                 service.after(service.draw(service.leader_range), self._sync, sent)
-            elif isinstance(request, WriteRequest | protocol.CloseRequest):
+            elif isinstance(request, _AGREED_ON):
                 self._is_busy = True
                 service.propose(self, sent)
             else:
@@ -229,6 +232,7 @@ class Link:
             return
         event = protocol.WatchEvent(type=fired.type, path=fired.path)
         if service.watch_delay:
+            service.seen["watch late"] += 1
             service.after(service.rng.uniform(0.0, service.watch_delay), self._tell, event)
         else:
             self._answers.append((None, event))

@@ -9,7 +9,7 @@ what must be there in the end. Each returns readable reports; none means that al
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Final
 
 from tests.sim.history import (
@@ -287,19 +287,50 @@ def check_scans(history: History) -> list[str]:
 
 
 def check_tables(history: History) -> list[str]:
-    """A table that was created is there until its drop was asked for; after the drop was answered none of its rows is.
-    (An empty table of that name may be: an attempt to create it that was given up may arrive late.)"""
-    incarnations: dict[str, list[Op]] = defaultdict(list)
+    """A table that was created is there until its drop was asked for; after the drop was answered none of that name
+    is, not even an empty one, until it is created again. (The workload uses no name again whose create or drop has an
+    unknown outcome, so nothing else excuses a table.)"""
+    return [
+        report
+        for incarnations in _tables_used(history).values()
+        for ops in incarnations.values()
+        for report in _judge_incarnation(ops)
+    ]
+
+
+def check_standing(history: History, standing: Collection[str]) -> list[str]:
+    """The same of the tables that stand in the end, after all that was late."""
+    reports = []
+    for name, incarnations in sorted(_tables_used(history).items()):
+        *_, last = incarnations.values()
+        created, drop = _ends_of(last)
+        if drop is not None and drop.outcome == OK and name in standing:
+            reports.append(f"a dropped table stands: {drop}")
+        if created is not None and drop is None and name not in standing:
+            reports.append(f"a table is gone that nobody dropped: {created}")
+    return reports
+
+
+def _tables_used(history: History) -> dict[str, dict[str, list[Op]]]:
+    """Name of a table -> its incarnations, in their order -> what was done with each."""
+    found: dict[str, dict[str, list[Op]]] = defaultdict(lambda: defaultdict(list))
     for op in history.ops:
         if op.workload == "tables":
-            incarnations[op.table].append(op)
-    return [report for ops in incarnations.values() for report in _judge_incarnation(ops)]
+            found[op.table.rpartition("@")[0]][op.table].append(op)
+    return found
+
+
+def _ends_of(ops: list[Op]) -> tuple[Op | None, Op | None]:
+    """The create that succeeded, and the drop that was asked for, of one incarnation."""
+    created = next((op for op in ops if op.kind == CREATE and op.outcome == OK), None)
+    return created, next((op for op in ops if op.kind == DROP), None)
 
 
 def _judge_incarnation(ops: list[Op]) -> Iterator[str]:
-    created = next((op for op in ops if op.kind == CREATE and op.outcome == OK), None)
-    drop = next((op for op in ops if op.kind == DROP), None)
+    created, drop = _ends_of(ops)
     for op in ops:
+        if op.kind == CREATE and (op.error.startswith("TableExists") or "is being dropped" in op.error):
+            yield f"a table of that name was there before: {op}"
         if op.kind == CREATE or created is None:
             continue
         is_missing = op.error.startswith("TableNotFound")
@@ -307,6 +338,5 @@ def _judge_incarnation(ops: list[Op]) -> Iterator[str]:
         if is_missing and is_before:
             yield f"a table is not found that stands: {op}\n    {created}"
         is_after = drop is not None and drop.outcome == OK and op.began > _end(drop)
-        has_rows = op.version is not None or bool(op.rows)
-        if is_after and op.outcome == OK and has_rows:
+        if is_after and op.outcome == OK:
             yield f"a dropped table answers: {op}\n    {drop}"

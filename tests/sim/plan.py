@@ -42,7 +42,7 @@ EVENT_KINDS: dict[str, float] = {
     "fsync error": 2.0,
     "bit flip": 5.0,
     "disk lost": 1.5,
-    "disk rolled back": 1.5,
+    "disk rolled back": 3.0,
     "disk stalled": 2.0,
     "disk full": 1.2,
     "session expired": 3.0,
@@ -148,7 +148,7 @@ def _kinds(rng: random.Random) -> dict[str, float]:
     share = rng.choice((0.1, 0.2, 0.3, 0.5))
     intensity = rng.choice((1.0, 1.5, 2.5, 4.0))
     kinds = {kind: intensity for kind in ALL_KINDS if rng.random() < share}
-    if rng.random() < 0.7:
+    if rng.random() < 0.6:
         kinds.pop("clocks beyond rho", None)  # it suspends the oracles of reads
     return kinds
 

@@ -50,6 +50,7 @@ from tests.sim.oracles import (
     check_lists,
     check_scans,
     check_sets,
+    check_standing,
     check_tables,
 )
 from tests.sim.row_events import check_history_keys, events_by_key
@@ -241,15 +242,20 @@ def test_a_scan_is_a_read_of_every_key_up_to_its_limit() -> None:
     assert not judged("ab", limit=3) and not judged("b", start=(1, "b"), end=(1, "d"))
 
 
-def tables_story(*steps: tuple[Any, ...]) -> list[str]:
+def tables_history(*steps: tuple[Any, ...]) -> History:
+    """(kind, outcome), then an error or the incarnation's number."""
     story = Story()
     for kind, outcome, *rest in steps:
+        error = next((text for text in rest if isinstance(text, str)), "")
+        number = next((number for number in rest if isinstance(number, int)), 1)
         key = KEY if kind in (GET, PUT) else None
-        op = story.begin("tables", kind, key, "t@1", **({"columns": {"v": 1}} if kind == PUT else {}))
-        story.end(
-            op, outcome, error=rest[0] if rest else "", version=5 if kind == GET and outcome == OK else None
-        )
-    return check_tables(story.history)
+        op = story.begin("tables", kind, key, f"t@{number}", **({"columns": {"v": 1}} if kind == PUT else {}))
+        story.end(op, outcome, error=error)
+    return story.history
+
+
+def tables_story(*steps: tuple[Any, ...]) -> list[str]:
+    return check_tables(tables_history(*steps))
 
 
 def test_tables() -> None:
@@ -258,8 +264,33 @@ def test_tables() -> None:
     assert tables_story((CREATE, OK), (DROP, UNKNOWN), missing) == []
     assert tables_story((CREATE, UNKNOWN), missing) == []
     assert tables_story((CREATE, OK), missing, (DROP, OK))
-    assert tables_story((CREATE, OK), (DROP, OK), (GET, OK))
     assert tables_story((CREATE, OK), (DROP, FAILED, "TableNotFound: no"))
+
+
+def test_a_dropped_table_does_not_show_again_not_even_empty() -> None:
+    dropped = (CREATE, OK), (DROP, OK)
+    assert tables_story(*dropped, (CREATE, OK, 2), (GET, OK, 2)) == []
+    assert tables_story(*dropped, (GET, FAILED, "Unavailable: no")) == []
+    assert tables_story(*dropped, (GET, OK))
+    assert tables_story(*dropped, (SCAN, OK))
+    assert tables_story(*dropped, (CREATE, FAILED, "TableExists: with another split", 2))
+    assert tables_story(*dropped, (CREATE, FAILED, "Unavailable: table 't' is being dropped", 2))
+
+
+def test_what_stands_in_the_end() -> None:
+    def judged(standing: str, *steps: tuple[Any, ...]) -> list[str]:
+        return check_standing(tables_history(*steps), standing.split())
+
+    assert judged("load", (CREATE, OK), (DROP, OK)) == []
+    assert judged("load t", (CREATE, OK), (DROP, OK), (CREATE, OK, 2)) == []
+    assert judged("load t", (CREATE, OK), (DROP, OK))
+    assert judged("load", (CREATE, OK), (DROP, OK), (CREATE, OK, 2))
+    for standing in ("load", "load t"):
+        assert judged(standing, (CREATE, OK), (DROP, UNKNOWN)) == []
+        assert judged(standing, (CREATE, UNKNOWN)) == []
+        assert (
+            judged(standing, (CREATE, OK), (DROP, OK), (CREATE, FAILED, "Unavailable: not served", 2)) == []
+        )
 
 
 def test_deadlines() -> None:

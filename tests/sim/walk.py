@@ -179,7 +179,6 @@ class Walk:
             if is_loader and not await create_load_table(context, TABLE, plan.tablets_count, SLOTS_COUNT):
                 return
             self._tables_count += 1
-            self.nemesis.has_formed = self._tables_count >= plan.clients_count
             workloads = make_workloads(TABLE, SLOTS_COUNT, names)
             await asyncio.gather(*(workload.run(context) for workload in workloads))
 
@@ -292,6 +291,7 @@ class Walk:
         node = next(iter(self.cluster.nodes.values())).node
         assert node is not None
         tables = [table for _, table in sorted(node.catalogue.tables.items())]
+        problems += oracles.check_standing(history, [table.name for table in tables])
         rows = self.oracle.committed_rows(tables)
         problems += cluster_oracle.check_reads_committed(
             history, rows, [t.name for t in tables if t.name == TABLE]

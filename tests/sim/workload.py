@@ -250,11 +250,12 @@ class Scans(Workload):
 
 
 class Tables(Workload):
-    """Small tables that come and go under the same names: what was in a dropped one must never show again.
+    """Small tables that come and go under the same names: a dropped one must never show again, not even empty, and one
+    that was created must stay until its drop.
 
     Each loop has names of its own and does one thing after the other. A name is not used again after a create or a
-    drop of unknown outcome, which may still take effect at any time. Even after a create that succeeded an earlier
-    attempt of it may do so late (the SDK repeats it under no id), so an empty table may stand where one was dropped.
+    drop of unknown outcome, which may still take effect at any time: so whenever one is created here, none of that
+    name may stand. Attempts that the SDK repeated within a call are no excuse once the call was acknowledged.
     """
 
     name = "tables"
