@@ -403,7 +403,7 @@ async def test_a_create_does_not_wait_for_a_table_that_is_dropped_meanwhile() ->
 
 async def test_that_there_is_no_table_is_said_only_after_the_service_was_asked() -> None:
     found, coordination = await catalogue()
-    definition = await found._record("t", KeySchema.from_wire([["k", "bytes"]]), [b""])
+    definition = await found._record("t", KeySchema.from_wire([["k", "bytes"]]), [b""], DEFAULT_OPTIONS)
     await coordination.create_table("t", packb(definition.to_wire()))  # by another node: none was told here
 
     async def ours() -> bool:

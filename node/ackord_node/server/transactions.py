@@ -59,7 +59,7 @@ class TransactionHandlers:
         check_query(request, ())
         service = self._service
         body = await read_body(request, service.limits)
-        table = service.table(request.match_info["table"])
+        table = await service.table(request.match_info["table"])
         form = _Form(table, body, service.limits)
         partition, parts = form.transaction()
         change = [KIND_TRANSACTION, partition, parts, COND_NONE, None]
