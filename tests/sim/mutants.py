@@ -20,11 +20,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.sim import mutants_disk, mutants_lead, mutants_request, mutants_time
+from tests.sim import mutants_disk, mutants_lead, mutants_request, mutants_time, mutants_versions
 from tests.sim.forks import Tests, run
 from tests.sim.mutant import Mutant
 
-ALL = [*mutants_lead.MUTANTS, *mutants_time.MUTANTS, *mutants_disk.MUTANTS, *mutants_request.MUTANTS]
+ALL = [
+    *mutants_lead.MUTANTS,
+    *mutants_time.MUTANTS,
+    *mutants_disk.MUTANTS,
+    *mutants_request.MUTANTS,
+    *mutants_versions.MUTANTS,
+]
 HEAD = """# Mutants
 
 Written by `make mutants`; do not edit. Each line is the product with one rule, or one condition of a rule, dropped.
