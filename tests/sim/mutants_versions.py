@@ -6,19 +6,32 @@ from tests.sim.mutant import Mutant, mutant
 
 EXPIRY = "ackord_node.core.expiry"
 READS = "ackord_node.core.reads"
+UNIT_EXPIRY = "unit/test_core_expiry.py::test_"
 SCENARIO_VERSIONS = "scenario/test_versions.py::test_"
 
 MUTANTS: list[Mutant] = [
     mutant(
         "R20",
         "read_shows_what_a_pending_clock_hides",
-        SCENARIO_VERSIONS + "a_read_at_a_member_waits_for_a_reading_of_the_clock_that_hides_its_row",
+        UNIT_EXPIRY + "a_read_waits_for_a_reading_that_hides_its_row",
         (READS, "Reads.get_shown", " or self.is_expiring(row)", ""),
     ),
     mutant(
         "R20",
+        "scan_shows_what_a_pending_clock_hides",
+        UNIT_EXPIRY + "a_range_waits_for_a_reading_of_the_clock",
+        ("ackord_node.core.replica", "Replica.has_pending_in", "clock.at_end > clock.at_commit or ", ""),
+    ),
+    mutant(
+        "R20",
+        "write_judged_on_expired_rows",
+        UNIT_EXPIRY + "a_write_is_judged_by_the_reading_at_the_logs_end",
+        (READS, "Reads.newest_row", "clock.hides(row, clock.at_end)", "False"),
+    ),
+    mutant(
+        "R20",
         "clock_of_the_coordinator_alone",
-        SCENARIO_VERSIONS + "a_jump_of_one_wall_clock_expires_nothing",
+        SCENARIO_VERSIONS + "a_jump_of_one_wall_clock_expires_nothing[n1]",
         (
             EXPIRY,
             "Expiry._read_clock",
@@ -57,7 +70,7 @@ MUTANTS: list[Mutant] = [
     mutant(
         "R20",
         "expired_rows_are_shown",
-        SCENARIO_VERSIONS + "a_row_is_gone_on_every_replica_and_swept_from_every_disk",
+        UNIT_EXPIRY + "a_row_is_shown_until_the_clock_has_reached_its_expiry",
         (READS, "Reads.shown", "clock.hides(row, clock.at_commit)", "False"),
     ),
     mutant(
