@@ -31,7 +31,7 @@ MUTANTS: list[Mutant] = [
     mutant(
         "R20",
         "clock_of_the_coordinator_alone",
-        SCENARIO_VERSIONS + "a_jump_of_one_wall_clock_expires_nothing[n1]",
+        SCENARIO_VERSIONS + "a_coordinator_whose_wall_clock_is_ahead_expires_nothing",
         (
             EXPIRY,
             "Expiry._read_clock",
