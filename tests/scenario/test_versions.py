@@ -197,6 +197,19 @@ def test_a_jump_of_one_wall_clock_expires_nothing(who: str) -> None:
     well(c)
 
 
+def test_a_coordinator_whose_wall_clock_is_ahead_expires_nothing() -> None:
+    """The first reading of an epoch has nothing before it that bounds it but the clocks of the members."""
+    c = formed()
+    put(c, 1, {"n": 1}, ttl=60.0)
+    c.nodes["n2"].wall_skew_ms += 10_000_000
+    c.crash("n1")
+    c.run_until(lambda: c.coordinator() is not None, 10)
+    assert c.leader().name == "n2"
+    c.run(8.0)
+    assert row_at(c.leader()) == {"n": 1}
+    well(c)
+
+
 def test_a_jump_of_all_wall_clocks_expires_nothing_within_an_epoch() -> None:
     c = formed()
     put(c, 1, {"n": 1}, ttl=1.0)

@@ -20,7 +20,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.sim import mutants_disk, mutants_lead, mutants_request, mutants_time, mutants_transactions
+from tests.sim import (
+    mutants_disk,
+    mutants_lead,
+    mutants_request,
+    mutants_time,
+    mutants_transactions,
+    mutants_versions,
+)
 from tests.sim.forks import Tests, run
 from tests.sim.mutant import Mutant
 
@@ -29,6 +36,7 @@ ALL = [
     *mutants_time.MUTANTS,
     *mutants_disk.MUTANTS,
     *mutants_request.MUTANTS,
+    *mutants_versions.MUTANTS,
     *mutants_transactions.MUTANTS,
 ]
 HEAD = """# Mutants
