@@ -27,12 +27,7 @@ from tests.sim.needless import NEEDLESS
 from tests.unit.test_docs import PROTOCOL, references
 
 PACKAGE = ROOT / "node" / "ackord_node"
-SUITES = [
-    "tests/unit/test_core_*.py",
-    "tests/scenario",
-    "tests/property/test_requests.py",
-    "tests/property/test_retention.py",
-]
+SUITES = ["tests/unit/test_core_*.py", "tests/scenario", "tests/property/test_requests.py"]
 WALK_FIRST_SEED = 5000
 
 
