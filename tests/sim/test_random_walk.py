@@ -15,7 +15,7 @@ import pytest
 from tests.support.core_walk import Walk, command
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = int(os.environ.get("ACKORD_SIM_SEEDS", "120"))
+SEEDS = int(os.environ.get("ACKORD_SIM_SEEDS", "60"))
 FIRST_SEED = int(os.environ.get("ACKORD_SIM_FIRST_SEED", "1"))
 GROUP = 10
 

@@ -26,7 +26,7 @@ from tests.sim.shrink import shrink
 pytestmark = pytest.mark.sim
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = int(os.environ.get("ACKORD_SIM_SEEDS", "120"))
+SEEDS = int(os.environ.get("ACKORD_SIM_SEEDS", "60"))
 FIRST_SEED = int(os.environ.get("ACKORD_SIM_FIRST_SEED", "1"))
 GROUP = 10
 DIGEST_SEEDS = (4, 17)
