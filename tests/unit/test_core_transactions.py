@@ -11,8 +11,8 @@ from ackord.wire.keys import KeySchema
 from ackord.wire.messages import COND_NONE, KIND_PUT, KIND_TRANSACTION
 from ackord_node.core import effects as e
 from ackord_node.core.transactions import misfit_of
-from tests.support.core_hand import WALL_MS, Asked
-from tests.unit.test_core_writes import commit, serving
+from tests.support.core_hand import WALL_MS, Asked, serving
+from tests.unit.test_core_writes import commit
 
 SCHEMA = KeySchema((("customer", "str"), ("order", "int")))
 OWN, FOREIGN = SCHEMA.encode_prefix(("alice",)), SCHEMA.encode(("bob", 1))
