@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import math
 import random
 import sys
 import warnings
@@ -150,7 +151,12 @@ class Process:
         self._schedule()
 
     def true_time_of(self, local: float) -> float:
-        return self._true_at + (local - self._local_at) / self._rate
+        """The first true time at which the local clock shows ``local``; rounded down, a program that looks at its
+        clock before it waits on would wait for the rest of nothing for ever."""
+        when = self._true_at + (local - self._local_at) / self._rate
+        while self._local_at + (when - self._true_at) * self._rate < local:
+            when = math.nextafter(when, NEVER)
+        return when
 
     # --------------------------------------------------------------------------- life and death
 

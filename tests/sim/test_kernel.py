@@ -48,6 +48,22 @@ def test_a_fast_clock_wakes_early_and_a_change_of_rate_counts_at_once(world: Wor
     assert woken == {"fast": pytest.approx(5, abs=0.01), "changed": pytest.approx(16, abs=0.01)}
 
 
+def test_no_timer_comes_before_its_time_on_any_clock(world: World) -> None:
+    process = Process(world, "p", offset=5.177)
+    early: list[float] = []
+
+    def check(due: float) -> None:
+        if process.now() < due:  # a program that sets its timer again would do so for ever
+            early.append(due)
+
+    world.at(7.123, process.set_rate, 1.0004062893740873)
+    for number in range(2_000):
+        due = 12.301 + number * 0.0137
+        process.loop.call_at(due, check, due)
+    world.run_until(100)
+    assert not early
+
+
 def test_nothing_of_a_paused_process_runs_until_it_is_resumed(world: World) -> None:
     process = Process(world, "p")
     done: list[float] = []
