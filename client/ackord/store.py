@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
+from ackord.admin import Admin
 from ackord.batcher import Batcher
 from ackord.calls import QueueOptions
-from ackord.errors import Error, InvalidRequest, OutcomeUnknown, TableNotFound, Unauthorized, Unavailable
+from ackord.errors import Error, InvalidRequest, TableNotFound, Unauthorized, Unavailable
 from ackord.routing import NodeChooser, RoutingTable, TableRoute, backoff_s
 from ackord.table import Table
 from ackord.transport import AsyncioEnvironment, Environment, HttpTransport, Transport, error_of_body
@@ -20,7 +21,6 @@ from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 
 REFRESH_INTERVAL_S: Final = 0.1  # between two fetches of the routing table, at least
 REFRESH_TIMEOUT_S: Final = 1.0  # for one node's answer
-ADMIN_ATTEMPT_S: Final = 15.0  # for one node's answer to a table operation
 KEY_TYPE_NAMES: Final = {int: "int", str: "str", bytes: "bytes"}
 
 
@@ -118,6 +118,7 @@ class Store:
         self._refreshed_at = environment.now()
         self._turn = 0
         self._is_closed = False
+        self._admin = Admin(transport, environment, self._urls_in_order, lambda: self._is_closed)
         self.batcher = Batcher(environment, transport, routing, chooser, self._refresh_soon, queue)
 
     @property
@@ -193,31 +194,30 @@ class Store:
         if options != DEFAULT_OPTIONS:
             body["options"] = options.to_wire()
         deadline = self.deadline(timeout)
-        definition = _definition(await self._admin("POST", "/v1/tables", body, deadline))
+        definition = await self._admin.create(name, body, deadline)
         await self._wait_for_table(definition, deadline)
         return definition
 
     async def list_tables(self, *, timeout: float | None = None) -> list[TableDefinition]:
-        """All tables, by name."""
-        answer = await self._admin("GET", "/v1/tables", None, self.deadline(timeout))
-        items = answer.get("tables") if isinstance(answer, dict) else answer
-        if not isinstance(items, list):
-            raise Error(f"the node's list of tables is a {type(items).__name__}")
-        return sorted((_definition(item) for item in items), key=lambda table: table.name)
+        """All tables, by name: with every one whose creation, and without any whose drop, was acknowledged to anybody
+        before."""
+        return await self._admin.list_tables(self.deadline(timeout))
 
     async def describe_table(self, name: str, *, timeout: float | None = None) -> TableDefinition:
-        """The table's key columns and tablets; TableNotFound."""
-        return _definition(await self._admin("GET", _table_path(name), None, self.deadline(timeout)))
+        """The table's key columns and tablets as they are now, like ``list_tables``; TableNotFound."""
+        return await self._admin.describe(name, self.deadline(timeout))
 
     async def drop_table(self, name: str, *, timeout: float | None = None) -> None:
         """Deletes the table and all its rows; when it returns no node serves any of them. TableNotFound,
         Unavailable, OutcomeUnknown."""
-        await self._admin("DELETE", _table_path(name), None, self.deadline(timeout))
-        self.batcher.routing.tables.pop(name, None)
+        dropped = await self._admin.drop(name, self.deadline(timeout))
+        tables = self.batcher.routing.tables
+        if name in tables and tables[name].id == dropped:
+            del tables[name]
 
     async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         """The cluster as one node sees it: nodes, tablets, coordinators, in-sync sets, lag."""
-        answer = await self._admin("GET", "/v1/status", None, self.deadline(timeout))
+        answer = await self._admin.ask("/v1/status", self.deadline(timeout))
         if not isinstance(answer, dict):
             raise Error(f"the node's status is a {type(answer).__name__}")
         return answer
@@ -251,7 +251,7 @@ class Store:
             if error is None and name not in self.batcher.routing.tables:
                 if is_known_to_stand and self._now() >= deadline:
                     raise Unavailable(f"no node has told where table {name!r} is in time")
-                await self._admin("GET", _table_path(name), None, deadline)  # TableNotFound
+                await self._admin.check_stands(name, deadline)
                 is_known_to_stand = True
             elif error is not None and (not error.retriable or self._now() >= deadline):
                 raise error
@@ -310,7 +310,7 @@ class Store:
 
     async def _forget_if_gone(self, name: str) -> None:
         try:
-            await self._admin("GET", _table_path(name), None, self.deadline(REFRESH_TIMEOUT_S))
+            await self._admin.check_stands(name, self.deadline(REFRESH_TIMEOUT_S))
         except TableNotFound:
             self.batcher.routing.tables.pop(name, None)
             self.batcher.adopt(self.batcher.routing)  # what waited for the table is told
@@ -343,41 +343,6 @@ class Store:
                 return
             await self._refresh(deadline)
 
-    # -------------------------------------------------------------------------- plain requests
-
-    async def _admin(self, method: str, path: str, body: Any, deadline: float) -> Any:
-        """A table operation or question, at any node, until one has an answer or the deadline has passed."""
-        may_have_happened = False
-        failures = 0
-        error: Error = Unavailable("no node was asked in time")
-        while not self._is_closed:
-            for url in self._urls_in_order():
-                remaining = min(deadline - self._now(), ADMIN_ATTEMPT_S)
-                if remaining <= 0:
-                    break
-                try:
-                    status, answer = await self._transport.request(method, url + path, body, remaining)
-                except Unavailable as failure:
-                    error = failure
-                    may_have_happened |= bool(failure.detail.get("sent"))
-                    continue
-                if status < 300:
-                    return answer
-                error = error_of_body(status, answer, url)
-                if isinstance(error, TableNotFound) and method == "DELETE" and may_have_happened:
-                    return None
-                if not isinstance(error, Unavailable | OutcomeUnknown):
-                    raise error
-                may_have_happened |= isinstance(error, OutcomeUnknown)
-            failures += 1
-            pause_s = backoff_s(failures, self._environment.jitter(), error.detail.get("retry_after_ms"))
-            if self._now() + pause_s >= deadline:
-                break
-            await self._environment.sleep(pause_s)
-        if may_have_happened and method != "GET":
-            raise OutcomeUnknown(f"{method} {path} may have happened: {error.message}", **error.detail)
-        raise Unavailable(error.message, **error.detail)
-
 
 async def _first_routing(
     urls: list[str], timeout: float, transport: Transport, environment: Environment
@@ -409,17 +374,6 @@ async def _fetch_routing(url: str, timeout_s: float, transport: Transport) -> Ro
         return RoutingTable.from_wire(answer)
     except ValueError as error:
         raise Unavailable(f"{url} is no node that this SDK understands: {error}", url=url) from None
-
-
-def _definition(answer: Any) -> TableDefinition:
-    try:
-        return TableDefinition.from_wire(answer)
-    except ValueError as error:
-        raise Error(f"the node's answer is not a table definition: {error}") from None
-
-
-def _table_path(name: str) -> str:
-    return "/v1/tables/" + quote(check_table_name(name), safe="")
 
 
 def _type_name(kind: Any) -> Any:

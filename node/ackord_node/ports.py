@@ -257,12 +257,16 @@ class Coordination(Protocol):
         """A table number that was never returned before and never will be (rule R18)."""
 
     async def tables(self) -> dict[str, tuple[bytes, int]]:
-        """name -> (definition, version)."""
+        """name -> (definition, version) of the tables that were not deleted."""
 
-    async def create_table(self, name: str, data: bytes) -> Cas:
-        """WON if there was none of that name. A name's versions never start again, so that a late change of an
-        earlier table (an outcome that was unknown) cannot touch a later one of the same name, or bring the
-        earlier one back."""
+    async def table(self, name: str) -> tuple[bytes, int] | None:
+        """(definition, version) by a linearizable read; the definition is empty once the table was deleted. None
+        if there never was one of that name."""
+
+    async def create_table(self, name: str, data: bytes, version: int) -> Cas:
+        """WON if the record still had this version, -1: if there never was one; the new one's is ``version + 1``. A
+        name's versions never start again, so that a late change of an earlier table (an outcome that was unknown)
+        cannot touch a later one of the same name, or bring the earlier one back."""
 
     async def update_table(self, name: str, data: bytes, version: int) -> Cas: ...
 

@@ -185,8 +185,11 @@ async def test_table_numbers_are_never_given_out_twice(service: Service) -> None
 async def test_tables_change_by_compare_and_set(service: Service) -> None:
     a, _ = await service.join()
     b, told = await service.join()
-    assert await a.create_table("orders", b"v0") is Cas.WON
-    assert await b.create_table("orders", b"other") is Cas.LOST
+    assert await a.table("orders") is None
+    assert await a.create_table("orders", b"v0", 0) is Cas.LOST, "there never was one"
+    assert await a.create_table("orders", b"v0", -1) is Cas.WON
+    assert await b.create_table("orders", b"other", -1) is Cas.LOST
+    assert await b.table("orders") == (b"v0", 0)
     assert await b.tables() == {"orders": (b"v0", 0)}
     assert await a.update_table("orders", b"v1", 0) is Cas.WON
     assert await b.update_table("orders", b"v2", 0) is Cas.LOST
@@ -195,17 +198,20 @@ async def test_tables_change_by_compare_and_set(service: Service) -> None:
     assert await b.delete_table("orders", 0) is Cas.LOST
     assert await b.delete_table("orders", 1) is Cas.WON
     assert await a.tables() == {}
+    assert await b.table("orders") == (b"", 2)
     assert await a.delete_table("orders", 1) is Cas.LOST
     await told.until(lambda: told.tables_changes > 0)
 
 
 async def test_a_late_change_of_an_earlier_table_does_not_touch_a_later_one(service: Service) -> None:
     a, _ = await service.join()
-    assert await a.create_table("orders", b"v0") is Cas.WON
+    assert await a.create_table("orders", b"v0", -1) is Cas.WON
     assert await a.update_table("orders", b"dropping", 0) is Cas.WON
     assert await a.delete_table("orders", 1) is Cas.WON
-    assert await a.create_table("orders", b"again") is Cas.WON
-    assert await a.create_table("orders", b"third") is Cas.LOST
+    assert await a.create_table("orders", b"late", -1) is Cas.LOST
+    assert await a.create_table("orders", b"again", 2) is Cas.WON
+    for version in (-1, 0, 1, 2):
+        assert await a.create_table("orders", b"third", version) is Cas.LOST
     for version in (0, 1):
         assert await a.update_table("orders", b"late", version) is Cas.LOST
         assert await a.delete_table("orders", version) is Cas.LOST
@@ -217,14 +223,15 @@ async def test_a_late_change_of_an_earlier_table_does_not_touch_a_later_one(serv
 @pytest.mark.parametrize("name", ["a/b", ".", "..", "ö%2F", "x" * 200])
 async def test_any_table_name_will_do(service: Service, name: str) -> None:
     a, _ = await service.join()
-    assert await a.create_table(name, b"v") is Cas.WON
+    assert await a.create_table(name, b"v", -1) is Cas.WON
+    assert await a.table(name) == (b"v", 0)
     assert await a.tables() == {name: (b"v", 0)}
 
 
 async def test_a_changed_table_definition_is_told(service: Service) -> None:
     a, _ = await service.join()
     b, told = await service.join()
-    assert await a.create_table("orders", b"v0") is Cas.WON
+    assert await a.create_table("orders", b"v0", -1) is Cas.WON
     await told.until(lambda: told.tables_changes > 0)
     await asyncio.sleep(0.1)
     before = told.tables_changes

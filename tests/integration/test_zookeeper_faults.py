@@ -254,7 +254,7 @@ async def test_the_poll_finds_what_a_lost_watch_did_not_tell(shared: ZooKeeperSe
         joined(shared.address, root=root) as (b, _),
     ):
         assert await b.create_descriptor(TABLET, b"d0") is Cas.WON
-        assert await b.create_table("orders", b"v0") is Cas.WON
+        assert await b.create_table("orders", b"v0", -1) is Cas.WON
         a.follow(TABLET)
         await told.until(lambda: told.descriptors.get(TABLET) == (b"d0", 0))
         await asyncio.sleep(0.4)

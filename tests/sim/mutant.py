@@ -23,6 +23,7 @@ TYPES = "ackord_node.core.types"
 HOST = "ackord_node.runtime.tablet_host"
 COMMITTER = "ackord_node.runtime.committer"
 CATALOGUE = "ackord_node.runtime.catalogue"
+ADMIN = "ackord.admin"
 
 
 @dataclass(frozen=True)
@@ -57,3 +58,5 @@ UNIT_FEEDING = "unit/test_core_replication.py::test_"
 UNIT_WRITES = "unit/test_core_writes.py::test_"
 UNIT_REPLICA = "unit/test_core_replica.py::test_"
 UNIT_RUNTIME = "unit/test_runtime_safety.py::test_"
+UNIT_CATALOGUE = "unit/test_catalogue.py::test_"
+UNIT_ADMIN = "unit/test_admin.py::test_"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.sim.mutant import (
+    ADMIN,
     CATALOGUE,
     COMMITTER,
     HOST,
@@ -11,6 +12,8 @@ from tests.sim.mutant import (
     SCENARIO_FEEDING,
     SCENARIO_REQUESTS,
     STATE,
+    UNIT_ADMIN,
+    UNIT_CATALOGUE,
     UNIT_REPLICA,
     UNIT_RUNTIME,
     UNIT_TAKEOVER,
@@ -155,7 +158,60 @@ MUTANTS = [
         "unit/test_forwarding.py::test_a_forwarded_write_whose_answer_is_lost_is_unknown",
         ("ackord_node.server.forward", "Forwarder.forward", "OutcomeUnknown(", "Unavailable("),
     ),
+    mutant(
+        "R17",
+        "table_that_was_created_and_dropped_is_said_not_created",
+        UNIT_RUNTIME + "a_create_does_not_wait_for_a_table_that_is_dropped_meanwhile",
+        (CATALOGUE, "Catalogue._wait_served", "OutcomeUnknown if is_new else Unavailable", "Unavailable"),
+    ),
+    mutant(
+        "R17",
+        "create_is_fenced_anew_after_a_lost_attempt",
+        UNIT_ADMIN + "a_create_that_succeeded_and_was_dropped_by_somebody_is_not_done_again",
+        (ADMIN, "_was_perhaps_created", "or not attempts.may_have_happened", "or True"),
+    ),
+    mutant(
+        "R17",
+        "table_of_others_hides_a_lost_create",
+        UNIT_ADMIN + "another_table_of_the_name_tells_what_became_of_a_lost_create",
+        (ADMIN, "_was_perhaps_created", "now > record.version + 1", "False"),
+    ),
     # ----------------------------------------------------------------------------------------- R18
+    mutant(
+        "R18",
+        "late_create_is_not_fenced",
+        UNIT_CATALOGUE + "a_create_from_another_version_of_the_record_creates_nothing",
+        (CATALOGUE, "Catalogue._standing", "record.version != if_record_version", "False"),
+    ),
+    mutant(
+        "R18",
+        "create_sends_no_fence",
+        "sim/test_late_table_operations.py::test_a_late_attempt_of_a_create_does_not_bring_the_table_back",
+        (ADMIN, "Admin.create", '"if_record_version": record.version', '"if_record_version": None'),
+    ),
+    mutant(
+        "R18",
+        "late_drop_is_not_fenced",
+        "sim/test_late_table_operations.py::test_a_late_attempt_of_a_drop_does_not_drop_the_next_table_of_that_name",
+        (CATALOGUE, "Catalogue.drop", "table_id != definition.id", "False"),
+    ),
+    mutant(
+        "R18",
+        "record_published_over_any_version",
+        "contract/test_coordination.py::test_a_late_change_of_an_earlier_table_does_not_touch_a_later_one[memory]",
+        (
+            "ackord_node.adapters.coordination_memory",
+            "MemoryCoordination.create_table",
+            "(-1 if stands is None else stands.version) == version",
+            "stands is None or not stands.data",
+        ),
+    ),
+    mutant(
+        "R18",
+        "tables_listed_as_this_node_knows_them",
+        "sim/test_late_table_operations.py::test_other_clients_see_a_table_operation_as_soon_as_it_was_acknowledged",
+        (CATALOGUE, "Catalogue.read_again", "await self._read_once_more(is_ours)", "pass"),
+    ),
     mutant(
         "R18",
         "drop_mark_ignored",

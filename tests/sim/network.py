@@ -30,6 +30,10 @@ class NetworkKnobs:
     tail_rate: float = 0.0  # a packet that holds up its lane
     tail_s: float = 0.3  # mean; exponential, so without a bound
     break_rate: float = 0.0  # per packet: its connection breaks
+    table_late_rate: float = (
+        0.0  # of creates and drops of tables: their connection breaks, and they arrive ...
+    )
+    table_late_s: tuple[float, float] = (0.02, 6.0)  # ... so much later all the same
 
 
 class Connection(Protocol):
@@ -151,6 +155,14 @@ class Network:
         when = max(lane.last_arrival + 1e-9, self.world.now + self.delay(*pair))
         lane.last_arrival = when
         self.world.at(when, self._arrive, lane, call, args)
+
+    def late_by(self) -> float:
+        """Seconds by which a table operation that leaves now is late; 0: it is not held up."""
+        knobs, rng = self.knobs, self.world.rng
+        if not knobs.table_late_rate or rng.random() >= knobs.table_late_rate:
+            return 0.0
+        low, high = knobs.table_late_s
+        return rng.choice((rng.uniform(low, high), rng.uniform(low, 10 * low)))
 
     def _arrive(self, lane: Lane, call: Callable[..., object], args: tuple[Any, ...]) -> None:
         if not lane.connection.is_broken:

@@ -62,6 +62,7 @@ MESSAGE_KINDS = (
     "message delayed",
     "message reordered",
     "connection broken",
+    "table operation late",
 )
 # How the coordination service behaves, and what the seed begins with.
 SERVICE_KINDS = ("watch late", "compare-and-set unknown")
@@ -165,6 +166,8 @@ def _network(rng: random.Random, kinds: dict[str, float]) -> NetworkKnobs:
         knobs.tail_rate, knobs.tail_s = rng.choice(((0.002, 0.5), (0.01, 0.1), (0.03, 0.03)))
     if "connection broken" in kinds:
         knobs.break_rate = rng.choice((0.0005, 0.003))
+    if "table operation late" in kinds:
+        knobs.table_late_rate = rng.choice((0.1, 0.4))
     return knobs
 
 
@@ -197,6 +200,8 @@ def without(plan: Plan, kinds: Collection[str]) -> Plan:
         network.tail_rate = 0.0
     if "connection broken" in kinds:
         network.break_rate = 0.0
+    if "table operation late" in kinds:
+        network.table_late_rate = 0.0
     knobs = plan.knobs
     if "clocks within rho" in kinds:
         knobs = replace(knobs, clock_rates=(1.0, 1.0))

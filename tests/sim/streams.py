@@ -19,6 +19,7 @@ from ackord.transport import Cancellable, OnClosed, OnFrames
 from ackord.wire.frames import FrameDecoder, packb, unpackb
 from ackord.wire.keys import KeySchema
 from ackord.wire.messages import check_table_name, error_to_wire, split_starts
+from ackord.wire.options import TableOptions
 from ackord_node.runtime.node import Node
 from ackord_node.runtime.recovery import INVENTORY_PATH
 from ackord_node.runtime.status import LOCAL_STATUS_PATH
@@ -188,6 +189,12 @@ class SimTransport:
 
     async def request(self, method: str, url: str, body: Any, timeout_s: float) -> tuple[int, Any]:
         wire, path = self._wire(url)
+        late_s = self._network.late_by() if method in ("POST", "DELETE") else 0.0
+        if late_s:
+            self._network.trace.fault("table operation late", f"{method} {path} at {wire.target}")
+            wire.close()
+            self._network.world.after(late_s, self._arrive_late, url, method, packb(body))
+            raise Unavailable(f"{method} {url}: the connection was lost", sent=True, url=url)
         try:
             async with asyncio.timeout(timeout_s):
                 return await plain_request(wire, method, path, body)
@@ -197,6 +204,17 @@ class SimTransport:
             raise Unavailable(text, sent=wire.is_sent, url=url) from None
         except ConnectionError as error:
             raise Unavailable(f"{method} {url}: {error}", sent=wire.is_sent, url=url) from None
+
+    def _arrive_late(self, url: str, method: str, packed: bytes) -> None:
+        """As if a proxy had kept it: whoever is the node by then takes it, and nobody waits for the answer."""
+        wire, path = self._wire(url)
+        host = self._network.hosts.get(wire.target)
+        if host is None or not host.process.is_alive or host.face is None:
+            wire.close()
+            return
+        wire.acceptor = host.process
+        self._network.trace.note(f"late {method} {path} arrives at {wire.target}")
+        host.process.post(host.face.take, wire, method, path, packed, lambda _: wire.close())
 
     async def close(self) -> None:
         return
@@ -390,12 +408,12 @@ class Face:
         node = self._node
         fixed: dict[tuple[str, str], Callable[[], Any]] = {
             ("GET", "/v1/routing"): node.routing,
-            ("GET", "/v1/tables"): self._tables,
             ("GET", LOCAL_STATUS_PATH): node.reporter.local,
             ("GET", INVENTORY_PATH): node.recovery.inventory,
         }
         slow: dict[tuple[str, str], Callable[[], Awaitable[Any]]] = {
             ("GET", "/v1/status"): node.status,
+            ("GET", "/v1/tables"): self._tables,
             ("POST", "/v1/tables"): lambda: self._create(body),
             ("POST", "/admin/v1/recover"): lambda: node.recover(body),
         }
@@ -405,13 +423,19 @@ class Face:
             return await slow[method, path]()
         if not path.startswith("/v1/tables/"):
             raise InvalidRequest(f"there is no {path} here")
-        name = unquote(path.removeprefix("/v1/tables/"))
+        name, _, query = path.removeprefix("/v1/tables/").partition("?")
+        name = unquote(name)
         if method == "DELETE":
-            await node.drop_table(name)
+            await node.drop_table(name, int(query.removeprefix("id=")))
             return {"dropped": name}
-        return (await node.table(name)).to_wire()
+        if query == "cached=true":
+            return (await node.table(name)).to_wire()
+        record = await node.describe_table(name)
+        assert record.table is not None
+        return {**record.table.to_wire(), "record_version": record.version}
 
-    def _tables(self) -> Any:
+    async def _tables(self) -> Any:
+        await self._node.read_tables()
         tables = self._node.routing()["tables"]
         return {"tables": [{"name": name, **tables[name]} for name in sorted(tables)]}
 
@@ -420,7 +444,10 @@ class Face:
         name = check_table_name(body["name"], limits)
         key = KeySchema.from_wire(body["key"], limits.key_column_bytes)
         split_starts(key, body["split_at"], limits)
-        return (await self._node.create_table(name, key.to_wire(), list(body["split_at"]))).to_wire()
+        options = TableOptions.from_wire(body.get("options"))
+        version = body["if_record_version"]
+        made = await self._node.create_table(name, key.to_wire(), list(body["split_at"]), options, version)
+        return made.to_wire()
 
 
 async def ask_peer(network: Network, process: Process, source: str, target: str, path: str) -> Any:

@@ -65,6 +65,7 @@ class FakeCluster:
     version: int = 1_000 << 16
     nodes: dict[str, FakeNode] = field(default_factory=dict)
     tables: dict[str, TableDefinition] = field(default_factory=dict)
+    record_versions: dict[str, int] = field(default_factory=dict)  # of the tables that ever stood
     coordinators: dict[int, str | None] = field(default_factory=dict)
     rows: dict[int, dict[bytes, bytes]] = field(default_factory=dict)
     results: dict[tuple[bytes, int], int] = field(default_factory=dict)
@@ -92,6 +93,7 @@ class FakeCluster:
             self.coordinators[tablet.id] = names[k % len(names)]
             self.rows[tablet.id] = {}
         self.tables[name] = TableDefinition(first, name, schema, tablets)
+        self.record_versions[name] = self.record_versions.get(name, -1) + 1
         return self.tables[name]
 
     def routing(self) -> dict[str, Any]:
@@ -306,13 +308,16 @@ class FakeNode:
         name = request.match_info["name"]
         table = self.cluster.tables.get(name)
         if table is None:
-            return _failed(TableNotFound(f"no table {name}"))
+            version = self.cluster.record_versions.get(name, -1)
+            return _failed(TableNotFound(f"no table {name}", record_version=version))
         if request.method == "DELETE":
+            assert request.query["id"] == str(table.id)
+            self.cluster.record_versions[name] += 2
             del self.cluster.tables[name]
             for tablet in table.tablets:
                 del self.cluster.rows[tablet.id]
             return _msgpack({})
-        return _msgpack(table.to_wire())
+        return _msgpack({**table.to_wire(), "record_version": self.cluster.record_versions[name]})
 
 
 def _msgpack(value: Any, status: int = 200) -> web.Response:

@@ -29,6 +29,7 @@ from ackord.wire.messages import (
 )
 from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord.wire.values import check_columns, check_update, decode_columns, encode_columns
+from ackord_node.runtime.catalogue import TableRecord
 from ackord_node.runtime.service import Respond, Service
 
 
@@ -46,6 +47,8 @@ class FakeService:
         self.rows: dict[bytes, bytes] = {} if rows is None else rows
         self.results: dict[tuple[bytes, int], Any] = {}  # (client_id, seq) -> the first result
         self.tables: dict[str, TableDefinition] = {}
+        self.record_versions: dict[str, int] = {}  # of the tables that ever stood
+        self.tables_reads_count = 0
         self.addresses: dict[str, str] = {}
         self.not_here: dict[int, str | None] = {}  # tablet -> coordinator: this node serves it not
         self.groups: list[list[Any]] = []  # all that were submitted
@@ -87,9 +90,16 @@ class FakeService:
             tables[table.name] = {"id": table.id, "key": table.key.to_wire(), "tablets": tablets}
         return {"wire": 1, "cluster": self.cluster, "cluster_id": self.cluster_id, "tables": tables}
 
+    async def describe_table(self, name: str) -> TableRecord:
+        return TableRecord(await self.table(name), self.record_versions[name])
+
+    async def read_tables(self) -> None:
+        self.tables_reads_count += 1
+
     async def table(self, name: str) -> TableDefinition:
         if name not in self.tables:
-            raise TableNotFound(f"no table {name!r}", table=name)
+            version = self.record_versions.get(name, -1)
+            raise TableNotFound(f"no table {name!r}", table=name, record_version=version)
         return self.tables[name]
 
     def coordinator_of(self, tablet: int) -> str | None:
@@ -99,8 +109,16 @@ class FakeService:
         return self.addresses.get(node)
 
     async def create_table(
-        self, name: str, key: list[list[str]], split_at: list[Any], options: TableOptions = DEFAULT_OPTIONS
+        self,
+        name: str,
+        key: list[list[str]],
+        split_at: list[Any],
+        options: TableOptions = DEFAULT_OPTIONS,
+        if_record_version: int | None = None,
     ) -> TableDefinition:
+        version = self.record_versions.get(name, -1)
+        if name not in self.tables and if_record_version not in (None, version):
+            raise Conflict(f"the record of {name!r} has version {version}", record_version=version)
         schema = KeySchema.from_wire(key)
         if name in self.tables and self.tables[name].key != schema:
             raise TableExists(f"the table {name!r} exists with another key", table=name)
@@ -111,12 +129,15 @@ class FakeService:
             TabletRange(first + number, start, end)
             for number, (start, end) in enumerate(zip(starts, ends, strict=True))
         )
+        self.record_versions[name] = version + 1
         self.tables[name] = TableDefinition(len(self.tables) + 1, name, schema, tablets, options=options)
         return self.tables[name]
 
-    async def drop_table(self, name: str) -> None:
-        await self.table(name)
+    async def drop_table(self, name: str, table_id: int | None = None) -> None:
+        if table_id not in (None, (await self.table(name)).id):
+            raise TableNotFound(f"no table {name!r} of id {table_id}", table=name)
         del self.tables[name]
+        self.record_versions[name] += 2
 
     async def status(self) -> dict[str, Any]:
         return {"node": self.name, "copy": b"\x01"}

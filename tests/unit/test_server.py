@@ -347,12 +347,44 @@ async def test_tables_are_created_listed_described_and_dropped(call: Client) -> 
     status, created = await call("POST", "/v1/tables", split)
     assert status == 201
     assert created["tablets"][1]["start"] == {"$bytes": "gAAB"}
-    assert await call("GET", "/v1/tables/files") == (200, created)
+    assert await call("GET", "/v1/tables/files?cached=true") == (200, created)
+    assert await call("GET", "/v1/tables/files") == (200, {**created, "record_version": 0})
     listed = (await call("GET", "/v1/tables"))[1]["tables"]
     assert [table["name"] for table in listed] == ["files", "orders"]
     assert (await call("DELETE", "/v1/tables/files")) == (200, {"dropped": "files"})
     error_of(await call("DELETE", "/v1/tables/files"), 404, "table_not_found")
     error_of(await call("POST", "/v1/tables", {**ORDERS, "key": [["id", "int"]]}), 409, "table_exists")
+
+
+async def test_a_list_of_tables_is_read_anew_unless_an_older_one_will_do(
+    call: Client, node: HttpNode
+) -> None:
+    for query, count in (("", 1), ("?cached=true", 1), ("?cached=false", 2)):
+        assert (await call("GET", f"/v1/tables{query}"))[0] == 200
+        assert node.service.tables_reads_count == count
+    error_of(await call("GET", "/v1/tables?cached=yes"), 400, "invalid_request")
+
+
+async def test_a_table_operation_that_names_what_it_is_meant_for_touches_nothing_else(call: Client) -> None:
+    files = {"name": "files", "key": [["hash", "bytes"]]}
+    error_of(await call("POST", "/v1/tables", {**files, "if_record_version": 0}), 409, "conflict")
+    status, first = await call("POST", "/v1/tables", {**files, "if_record_version": -1})
+    assert status == 201
+    error_of(await call("DELETE", f"/v1/tables/files?id={first['id'] + 1}"), 404, "table_not_found")
+    assert (await call("DELETE", f"/v1/tables/files?id={first['id']}"))[0] == 200
+    error = error_of(await call("GET", "/v1/tables/files"), 404, "table_not_found")
+    assert error["detail"]["record_version"] == 2
+    error = error_of(await call("POST", "/v1/tables", {**files, "if_record_version": -1}), 409, "conflict")
+    assert error["detail"]["record_version"] == 2
+    assert (await call("POST", "/v1/tables", {**files, "if_record_version": 2}))[0] == 201
+
+
+@pytest.mark.parametrize("version", [-2, True, "2", 2.0, 2**63])
+async def test_impossible_fences_are_refused(call: Client, version: Any) -> None:
+    body = {**ORDERS, "name": "other", "if_record_version": version}
+    error_of(await call("POST", "/v1/tables", body), 400, "invalid_request")
+    if not isinstance(version, bool | float):
+        error_of(await call("DELETE", f"/v1/tables/orders?id={version}x"), 400, "invalid_request")
 
 
 @pytest.mark.parametrize(

@@ -218,24 +218,27 @@ class MemoryCoordination:
         tables = sorted(self._service.tables.items())
         return {name: (table.data, table.version) for name, table in tables if table.data}
 
-    async def create_table(self, name: str, data: bytes) -> Cas:
+    async def table(self, name: str) -> tuple[bytes, int] | None:
         await self._reach()
-        deleted = self._service.tables.get(name)
-        version = -1 if deleted is None else deleted.version
+        found = self._service.tables.get(name)
+        return None if found is None else (found.data, found.version)
 
-        def create() -> None:
-            self._service.tables[name] = _Versioned(data, version + 1)
-            self._service.tables_were_changed()
-
-        return self._settle(deleted is None or not deleted.data, create)
+    async def create_table(self, name: str, data: bytes, version: int) -> Cas:
+        await self._reach()
+        stands = self._service.tables.get(name)
+        return self._write_table(name, data, version, (-1 if stands is None else stands.version) == version)
 
     async def update_table(self, name: str, data: bytes, version: int) -> Cas:
-        def update() -> None:
+        await self._reach()
+        wins = _has_version(self._service.tables.get(name), version)
+        return self._write_table(name, data, version, wins)
+
+    def _write_table(self, name: str, data: bytes, version: int, wins: bool) -> Cas:
+        def write() -> None:
             self._service.tables[name] = _Versioned(data, version + 1)
             self._service.tables_were_changed()
 
-        await self._reach()
-        return self._settle(_has_version(self._service.tables.get(name), version), update)
+        return self._settle(wins, write)
 
     async def delete_table(self, name: str, version: int) -> Cas:
         return await self.update_table(name, b"", version)

@@ -217,15 +217,16 @@ class ZooKeeperCoordination:
         found = await self._read_children(f"{self._root}/tables")
         return {name: (seen.data, seen.version) for name, seen in found.items() if seen.data}
 
-    async def create_table(self, name: str, data: bytes) -> Cas:
-        await self._ready()
+    async def table(self, name: str) -> tuple[bytes, int] | None:
+        found = await self._read(self._table_path(name))
+        return None if found is None else (found.data, found.version)
+
+    async def create_table(self, name: str, data: bytes, version: int) -> Cas:
         path = self._table_path(name)
-        outcome = await self._create_once(path, data)
-        if outcome is Cas.LOST:
-            found = await self._read(path)
-            if found is not None and not found.data:
-                return await self._swap(path, data, found.version)
-        return outcome
+        if version >= 0:
+            return await self._swap(path, data, version)
+        await self._ready()
+        return await self._create_once(path, data)
 
     async def update_table(self, name: str, data: bytes, version: int) -> Cas:
         return await self._swap(self._table_path(name), data, version)

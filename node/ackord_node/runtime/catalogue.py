@@ -2,6 +2,10 @@
 
 Rules: R18 (tablets have ids that are never used twice; a drop marks every descriptor in a new epoch and returns
 after every authority and lease has ended), R17 (what a failed table operation says).
+
+A table's record in the coordination service goes through versions that never start again, also when a table of its
+name is dropped and another one created. A create is bound to the version that its caller saw, a drop to the table's
+id: one that arrives late finds another version, or another table, and does nothing.
 """
 
 from __future__ import annotations
@@ -9,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ackord.errors import OutcomeUnknown, TableExists, TableNotFound, Unavailable
+from ackord.errors import Conflict, OutcomeUnknown, TableExists, TableNotFound, Unavailable
 from ackord.wire.frames import packb, unpackb
 from ackord.wire.keys import KeySchema
 from ackord.wire.limits import Limits
@@ -28,6 +32,21 @@ TABLET_BITS = 16  # a tablet's id is the table's id << 16 | its number
 STOPPED_WAIT_S = 10.0  # drop waits so long for the tablets' members to confirm
 SERVED_WAIT_S = 15.0  # create_table waits so long for its tablets to be served
 TRIES_COUNT = 10
+NO_RECORD = -1  # the version of the record of a name that no table ever had
+
+
+@dataclass(frozen=True, slots=True)
+class TableRecord:
+    """What the coordination service holds under a name: the table, none once it was dropped, and a version."""
+
+    table: TableDefinition | None
+    version: int
+
+    def not_found(self, name: str) -> TableNotFound:
+        detail: dict[str, Any] = {"table": name, "record_version": self.version}
+        if self.table is not None:
+            detail.update(id=self.table.id, state=self.table.state)
+        return TableNotFound(f"there is no table {name!r}", **detail)
 
 
 class Catalogue:
@@ -66,20 +85,32 @@ class Catalogue:
         """The table. That there is none is an answer from the state of the whole cluster, which this node may not
         have seen yet, so the coordination service (if it ``is_ours``) is asked first."""
         if name not in self.tables:
-            try:
-                await self._read_again(is_ours)
-            except CoordinationError as error:
-                raise Unavailable(
-                    f"whether there is a table {name!r} cannot be known now: {error}",
-                    reason="coordination",
-                    retry_after_ms=500,
-                ) from error
+            await self.read_again(is_ours)
         found = self.tables.get(name)
         if found is None:
             raise TableNotFound(f"there is no table {name!r}", table=name)
         return found
 
-    async def _read_again(self, is_ours: Callable[[], Awaitable[bool]]) -> None:
+    async def describe(self, name: str, is_ours: Callable[[], Awaitable[bool]]) -> TableRecord:
+        """The table that stands, whatever this node has seen yet. TableNotFound tells the record's version too, and
+        the id of a table that is being dropped."""
+        try:
+            await _check_ours(is_ours)
+            record = await self._read_record(name)
+        except CoordinationError as error:
+            raise _not_known(error) from error
+        if record.table is None or record.table.state != "active":
+            raise record.not_found(name)
+        return record
+
+    async def read_again(self, is_ours: Callable[[], Awaitable[bool]]) -> None:
+        """Afterwards ``tables`` reflects every table operation that was acknowledged before this was called."""
+        try:
+            await self._read_once_more(is_ours)
+        except CoordinationError as error:
+            raise _not_known(error) from error
+
+    async def _read_once_more(self, is_ours: Callable[[], Awaitable[bool]]) -> None:
         """One read that begins after this was called, shared by all who wait for one."""
         begun_before = self._reads_begun
         async with self._reading:
@@ -87,10 +118,16 @@ class Catalogue:
                 return
             self._reads_begun += 1
             number = self._reads_begun
-            if not await is_ours():
-                raise CoordinationError("the coordination service is not this cluster's")
+            await _check_ours(is_ours)
             await self.refresh()
             self._reads_done = number
+
+    async def _read_record(self, name: str) -> TableRecord:
+        found = await self._coordination.table(name)
+        if found is None:
+            return TableRecord(None, NO_RECORD)
+        data, version = found
+        return TableRecord(TableDefinition.from_wire(unpackb(data), self._limits) if data else None, version)
 
     def tablet(self, tablet: int) -> TableDefinition | None:
         table_id = tablet >> TABLET_BITS
@@ -126,31 +163,45 @@ class Catalogue:
     # ------------------------------------------------------------------------------- changing
 
     async def create(
-        self, name: str, key: list[list[str]], split_at: list[Any], options: TableOptions = DEFAULT_OPTIONS
+        self,
+        name: str,
+        key: list[list[str]],
+        split_at: list[Any],
+        options: TableOptions = DEFAULT_OPTIONS,
+        if_record_version: int | None = None,
     ) -> TableDefinition:
+        """The table that stands then. It is created only from the record's version that is named (if one is), or
+        else from the one that is read first: Conflict if the record has gone on and no table stands."""
         check_table_name(name, self._limits)
         schema = KeySchema.from_wire(key, self._limits.key_column_bytes)
         starts = split_starts(schema, split_at, self._limits)
         async with _Certainty(f"create table {name!r}") as certainty:
-            standing = await self._standing(name)
-            if standing is None:
+            record = await self._standing(name, if_record_version)
+            if record.table is None:
                 self._check_room()
                 definition = await self._record(name, schema, starts, options)
                 certainty.is_sent = True
-                standing = await self._publish(definition)
-            _check_same(standing, schema, starts, options)
+                record = await self._publish(definition, record.version)
+            standing = _check_same(record, schema, starts, options)
             await self.refresh()
-            await self._wait_served(standing)
+            await self._wait_served(standing, certainty.is_sent)
             return standing
 
-    async def _standing(self, name: str) -> TableDefinition | None:
-        found = (await self._coordination.tables()).get(name)
-        if found is None:
-            return None
-        definition = TableDefinition.from_wire(unpackb(found[0]), self._limits)
-        if definition.state != "active":
+    async def _standing(self, name: str, if_record_version: int | None) -> TableRecord:
+        """The record, if a table may be created from it or one stands."""
+        record = await self._read_record(name)
+        if record.table is not None and record.table.state == "active":
+            return record
+        if if_record_version is not None and record.version != if_record_version:
+            raise Conflict(
+                f"the record of table {name!r} has version {record.version}, not {if_record_version}: tables of that "
+                "name came or went meanwhile",
+                reason="record_version",
+                record_version=record.version,
+            )
+        if record.table is not None:
             raise Unavailable(f"table {name!r} is being dropped", reason="dropping", retry_after_ms=1000)
-        return definition
+        return record
 
     def _check_room(self) -> None:
         if len(self.tables) >= self._limits.tables_count:
@@ -182,21 +233,27 @@ class Catalogue:
             tablets.append(TabletRange(tablet, start, end))
         return TableDefinition(table_id, name, schema, tuple(tablets), options=options)
 
-    async def _publish(self, definition: TableDefinition) -> TableDefinition:
-        outcome = await self._coordination.create_table(definition.name, packb(definition.to_wire()))
+    async def _publish(self, definition: TableDefinition, version: int) -> TableRecord:
+        """The record with the table that stands now, be it this one or another one that was faster."""
+        name = definition.name
+        outcome = await self._coordination.create_table(name, packb(definition.to_wire()), version)
         if outcome is Cas.WON:
-            log.info("created table %s with %d tablets", definition.name, len(definition.tablets))
-            return definition
-        standing = await self._standing(definition.name)
-        if standing is None:
+            log.info("created table %s with %d tablets", name, len(definition.tablets))
+            return TableRecord(definition, version + 1)
+        if outcome is Cas.LOST:
+            return await self._standing(name, version)
+        record = await self._read_record(name)
+        if record.table is None or record.table.state != "active":
             raise OutcomeUnknown(
-                f"table {definition.name!r} may still come to stand; look with list_tables, then try again",
+                f"table {name!r} may still come to stand; look with list_tables, then try again",
                 reason="coordination",
             )
-        return standing
+        return record
 
-    async def _wait_served(self, definition: TableDefinition) -> None:
-        """Until every tablet has its copies in sync; at the minimum after half of the wait."""
+    async def _wait_served(self, definition: TableDefinition, is_new: bool) -> None:
+        """Until every tablet has its copies in sync; at the minimum after half of the wait. What fails here may have
+        been created by this call (``is_new``), or stood before."""
+        failed = OutcomeUnknown if is_new else Unavailable
         begun = self._clock.now()
         while True:
             waited = self._clock.now() - begun
@@ -204,11 +261,11 @@ class Catalogue:
             if all(self._is_served(t.id, wanted) for t in definition.tablets):
                 return
             if any(self._is_dropped(t.id) for t in definition.tablets):
-                raise Unavailable(
+                raise failed(
                     f"table {definition.name!r} was dropped meanwhile", reason="dropping", retry_after_ms=1000
                 )
             if waited > SERVED_WAIT_S:
-                raise Unavailable(
+                raise failed(
                     f"table {definition.name!r} stands, but not all of its tablets are served yet",
                     reason="not_served",
                     retry_after_ms=1000,
@@ -228,16 +285,17 @@ class Catalogue:
         known = self.descriptors.get(tablet)
         return known is not None and known[0].dropped
 
-    async def drop(self, name: str) -> None:
+    async def drop(self, name: str, table_id: int | None = None) -> None:
+        """Drops the table of this id, if one is named, and no other that has the name by now."""
         async with _Certainty(f"drop table {name!r}") as certainty:
-            found = (await self._coordination.tables()).get(name)
-            if found is None:
-                raise TableNotFound(f"there is no table {name!r}", table=name)
-            definition = TableDefinition.from_wire(unpackb(found[0]))
+            record = await self._read_record(name)
+            definition = record.table
+            if definition is None or (table_id is not None and table_id != definition.id):
+                raise record.not_found(name)
             certainty.is_sent = True
             if definition.state == "active":
                 marked = packb(replace(definition, state="dropping").to_wire())
-                await self._coordination.update_table(name, marked, found[1])
+                await self._coordination.update_table(name, marked, record.version)
             await self.refresh()
             for tablet in definition.tablets:
                 before, epoch = await self._mark_dropped(tablet.id)
@@ -284,10 +342,10 @@ class Catalogue:
 
     async def _delete(self, name: str, table_id: int) -> None:
         for _ in range(TRIES_COUNT):
-            found = (await self._coordination.tables()).get(name)
-            if found is None or TableDefinition.from_wire(unpackb(found[0])).id != table_id:
+            record = await self._read_record(name)
+            if record.table is None or record.table.id != table_id:
                 return
-            if await self._coordination.delete_table(name, found[1]) is Cas.WON:
+            if await self._coordination.delete_table(name, record.version) is Cas.WON:
                 return
         raise OutcomeUnknown(f"table {name!r} is marked as dropped; drop it again to finish")
 
@@ -313,16 +371,33 @@ class _Certainty:
             ) from error
 
 
+async def _check_ours(is_ours: Callable[[], Awaitable[bool]]) -> None:
+    if not await is_ours():
+        raise CoordinationError("the coordination service is not this cluster's")
+
+
+def _not_known(error: CoordinationError) -> Unavailable:
+    return Unavailable(
+        f"which tables there are cannot be known now: {error}", reason="coordination", retry_after_ms=500
+    )
+
+
 def _check_same(
-    standing: TableDefinition, schema: KeySchema, starts: list[bytes], options: TableOptions
-) -> None:
+    record: TableRecord, schema: KeySchema, starts: list[bytes], options: TableOptions
+) -> TableDefinition:
+    """The table that stands, if it is what was asked for."""
+    standing = record.table
+    assert standing is not None
     if standing.key != schema or [t.start for t in standing.tablets] != starts:
         raise TableExists(
             f"table {standing.name!r} exists with another key or split: {standing.key.to_wire()}",
             table=standing.name,
+            record_version=record.version,
         )
     if standing.options != options:
         raise TableExists(
             f"table {standing.name!r} exists with other options: {standing.options.to_wire()}",
             table=standing.name,
+            record_version=record.version,
         )
+    return standing

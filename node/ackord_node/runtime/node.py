@@ -13,12 +13,7 @@ from typing import Any
 
 from ackord.errors import InvalidRequest, Unavailable
 from ackord.wire.frames import packb, unpackb
-from ackord.wire.messages import (
-    OP_WRITE,
-    WHOLE_GROUP,
-    TableDefinition,
-    error_to_wire,
-)
+from ackord.wire.messages import OP_WRITE, WHOLE_GROUP, TableDefinition, error_to_wire
 from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
@@ -27,15 +22,8 @@ from ackord_node.core.log import RecordCorrupt
 from ackord_node.core.replica import Replica
 from ackord_node.core.state import CoreConfig, StoredCopy
 from ackord_node.core.types import Descriptor
-from ackord_node.ports import (
-    Clock,
-    Coordination,
-    CoordinationError,
-    Engine,
-    EngineCorrupt,
-    PeerTransport,
-)
-from ackord_node.runtime.catalogue import Catalogue
+from ackord_node.ports import Clock, Coordination, CoordinationError, Engine, EngineCorrupt, PeerTransport
+from ackord_node.runtime.catalogue import Catalogue, TableRecord
 from ackord_node.runtime.committer import Committer
 from ackord_node.runtime.engine_thread import EngineWorker
 from ackord_node.runtime.health import Health
@@ -457,6 +445,14 @@ class Node:
         self._check_started()
         return await self.catalogue.find(name, self._is_our_service)
 
+    async def describe_table(self, name: str) -> TableRecord:
+        self._check_started()
+        return await self.catalogue.describe(name, self._is_our_service)
+
+    async def read_tables(self) -> None:
+        self._check_started()
+        await self.catalogue.read_again(self._is_our_service)
+
     def coordinator_of(self, tablet: int) -> str | None:
         known = self.catalogue.descriptors.get(tablet)
         return known[0].coordinator if known is not None else None
@@ -465,14 +461,19 @@ class Node:
         return self.settings.addresses.get(node)
 
     async def create_table(
-        self, name: str, key: list[list[str]], split_at: list[Any], options: TableOptions = DEFAULT_OPTIONS
+        self,
+        name: str,
+        key: list[list[str]],
+        split_at: list[Any],
+        options: TableOptions = DEFAULT_OPTIONS,
+        if_record_version: int | None = None,
     ) -> TableDefinition:
         self._check_serving()
-        return await self.catalogue.create(name, key, split_at, options)
+        return await self.catalogue.create(name, key, split_at, options, if_record_version)
 
-    async def drop_table(self, name: str) -> None:
+    async def drop_table(self, name: str, table_id: int | None = None) -> None:
         self._check_serving()
-        await self.catalogue.drop(name)
+        await self.catalogue.drop(name, table_id)
 
     def _check_started(self) -> None:
         """A node that has not started knows of no table: it must not be asked which there are."""

@@ -200,7 +200,7 @@ class Recovery:
         for definition in plan.values():
             for tablet in definition.tablets:
                 await self._write_descriptor(tablet.id, found)
-            await node.coordination.create_table(definition.name, packb(definition.to_wire()))
+            await node.coordination.create_table(definition.name, packb(definition.to_wire()), -1)
         highest = max(
             [d.id for d in plan.values()]
             + [int(a["table_id_max"]) for a in found.values()]

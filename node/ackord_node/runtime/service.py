@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from ackord.wire.limits import Limits
 from ackord.wire.messages import TableDefinition
 from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
+from ackord_node.runtime.catalogue import TableRecord
 
 Respond = Callable[[list[Any]], None]
 
@@ -43,6 +44,14 @@ class Service(Protocol):
         """TableNotFound only if the coordination service said so after this was asked: a table whose creation
         another node has acknowledged is found. Unavailable if that service cannot be asked."""
 
+    async def describe_table(self, name: str) -> TableRecord:
+        """The table as the coordination service has it now, linearizably; TableNotFound, Unavailable. Both tell the
+        version of the table's record."""
+
+    async def read_tables(self) -> None:
+        """Afterwards ``routing`` reflects every table operation that was acknowledged before this was called, on
+        whichever node. Unavailable."""
+
     def coordinator_of(self, tablet: int) -> str | None:
         """The node that orders the tablet's writes, as far as this node knows."""
 
@@ -50,13 +59,20 @@ class Service(Protocol):
         """``"http://host:port"`` of a node of cluster.yaml."""
 
     async def create_table(
-        self, name: str, key: list[list[str]], split_at: list[Any], options: TableOptions = DEFAULT_OPTIONS
+        self,
+        name: str,
+        key: list[list[str]],
+        split_at: list[Any],
+        options: TableOptions = DEFAULT_OPTIONS,
+        if_record_version: int | None = None,
     ) -> TableDefinition:
         """Creates the table and returns once its tablets are recorded; TableExists, InvalidRequest,
-        Unavailable, OutcomeUnknown. The same definition again answers with the table that stands."""
+        Unavailable, OutcomeUnknown. The same definition again answers with the table that stands. With
+        ``if_record_version`` nothing is created from another version of the record: Conflict."""
 
-    async def drop_table(self, name: str) -> None:
-        """Returns after every authority and lease has ended (rule R18); TableNotFound, OutcomeUnknown."""
+    async def drop_table(self, name: str, table_id: int | None = None) -> None:
+        """Returns after every authority and lease has ended (rule R18); TableNotFound, OutcomeUnknown. With
+        ``table_id`` no other table is dropped."""
 
     async def status(self) -> dict[str, Any]:
         """The body of ``GET /v1/status``."""
