@@ -19,6 +19,7 @@ from ackord.transport import Cancellable, OnClosed, OnFrames
 from ackord.wire.frames import FrameDecoder, packb, unpackb
 from ackord.wire.keys import KeySchema
 from ackord.wire.messages import check_table_name, error_to_wire, split_starts
+from ackord.wire.options import TableOptions
 from ackord_node.runtime.node import Node
 from ackord_node.runtime.recovery import INVENTORY_PATH
 from ackord_node.runtime.status import LOCAL_STATUS_PATH
@@ -419,8 +420,10 @@ class Face:
         limits = self._node.limits
         name = check_table_name(body["name"], limits)
         key = KeySchema.from_wire(body["key"], limits.key_column_bytes)
-        split_starts(key, body["split_at"], limits)
-        return (await self._node.create_table(name, key.to_wire(), list(body["split_at"]))).to_wire()
+        split_at = list(body["split_at"])
+        split_starts(key, split_at, limits)
+        options = TableOptions.from_wire(body.get("options"))
+        return (await self._node.create_table(name, key.to_wire(), split_at, options)).to_wire()
 
 
 async def ask_peer(network: Network, process: Process, source: str, target: str, path: str) -> Any:
