@@ -86,6 +86,7 @@ class SimNode:
         self.worker: SimWorker | None = None
         self.is_serving = False
         self.is_leaving = False
+        self.wall_ahead_ms_max = 0  # of the wall clocks of all its processes
         self.starts_count = 0
         self.checked: dict[int, Any] = {}  # where the invariants were checked last, by tablet
 
@@ -103,6 +104,7 @@ class SimNode:
         rng = cluster.world.rng
         self.starts_count += 1
         process = Process(cluster.world, self.name, rng.uniform(0, 1000), rng.uniform(low, high))
+        self.wall_ahead_ms_max = max(self.wall_ahead_ms_max, 200)
         process.wall_ahead_ms = rng.randint(-200, 200)
         self.process = process
         self.is_serving = self.is_leaving = False

@@ -22,7 +22,12 @@ from typing import Any, Final
 import ackord
 from ackord.wire.messages import TableDefinition, row_columns, row_version
 from ackord.wire.values import decode_columns
+from ackord_node.adapters import history_walk
+from ackord_node.adapters.engine_memory import MapCursor
+from ackord_node.core.cells import plain_row
 from ackord_node.core.copy_meta import CopyMeta
+from ackord_node.core.expiry import TabletClock
+from ackord_node.core.history import Retention, history_key
 from ackord_node.core.log import Entry, RecordCorrupt
 from ackord_node.core.replica import Replica
 from ackord_node.ports import Engine, EngineCorrupt
@@ -31,12 +36,18 @@ from tests.sim.history import CONFLICT, GET, OK, ROW_WRITES, Columns, History, O
 SCAN_ROWS: Final = 1_000
 SCAN_BYTES: Final = 1024 * 1024
 LOG_RECORDS: Final = 256
+EXCESS_MAX: Final = 100_000
 DIFFERENCES_MAX: Final = 5  # shown of each comparison
 
 EntryAt = Callable[[int], Entry | None]
 CommittedRows = dict[
     tuple[str, tuple[Any, ...]], dict[int, Columns | None]
 ]  # (table, key) -> version -> columns
+
+Clocks = list[tuple[float, int]]
+Expiries = dict[
+    tuple[Any, ...], tuple[dict[int, int], Clocks]
+]  # key -> (version -> expiry), readings of its clock
 
 
 class Violation(AssertionError):
@@ -65,6 +76,9 @@ class TabletTruth:
     )  # node -> (which copy of it, its commit point)
     requests: dict[tuple[bytes, int], int] = field(default_factory=dict)  # (client, sequence) -> index
     rows: dict[bytes, dict[int, bytes | None]] = field(default_factory=dict)  # key -> version -> row
+    clocks: list[tuple[float, int]] = field(
+        default_factory=list
+    )  # true time of the commit, reading (rule R20)
 
 
 class PrefixOracle:
@@ -73,6 +87,7 @@ class PrefixOracle:
     def __init__(self) -> None:
         self.tablets: dict[int, TabletTruth] = {}
         self.observed_count = 0  # entries compared or taken
+        self.now: Callable[[], float] = lambda: 0.0  # true time
         self._gone: set[int] = set()  # tablets that were dropped
 
     def observe(self, tablet: int, node: str, commit_index: int, entry_at: EntryAt, copy: Any = None) -> None:
@@ -144,10 +159,10 @@ class PrefixOracle:
         if index != len(truth.entries) + 1:
             raise Violation(f"tablet {tablet:x}: {node} commits {index} after {len(truth.entries)}")
         truth.entries.append(Truth(entry.epoch, entry.version, checksum, node))
-        self._replay(tablet, truth, index, entry)
+        self._replay(tablet, truth, index, entry, self.now())
 
     @staticmethod
-    def _replay(tablet: int, truth: TabletTruth, index: int, entry: Entry) -> None:
+    def _replay(tablet: int, truth: TabletTruth, index: int, entry: Entry, now: float) -> None:
         """Versions rise, and each request has one place."""
         version = entry.version
         groups = [group for group in entry.groups if group[0] is not None]
@@ -160,14 +175,23 @@ class PrefixOracle:
                     raise Violation(
                         f"tablet {tablet:x}: request {seq} of {client!r} ran at {first} and at {index}"
                     )
-                if key is not None:
-                    if value is not None and row_version(value) != version:
+                for one, row in _rows_of(key, value):
+                    if row is not None and row_version(row) != version:
                         raise Violation(
                             f"tablet {tablet:x}: {index} stores a row of another version than {version}"
                         )
-                    truth.rows.setdefault(key, {})[version] = value
+                    truth.rows.setdefault(one, {})[version] = row
                 version += 1
         truth.last_version = max(truth.last_version, entry.last_version)
+        if entry.clock_ms:
+            truth.clocks.append((now, entry.clock_ms))
+
+
+def _rows_of(key: Any, value: Any) -> Iterable[tuple[bytes, bytes | None]]:
+    """What one write leaves: nothing if it was refused, several rows of a transaction."""
+    if key is None:
+        return ()
+    return [(key, value)] if type(key) is bytes else list(zip(key, value, strict=True))
 
 
 class ClusterOracle:
@@ -204,15 +228,51 @@ class ClusterOracle:
     def committed_rows(self, tables: Iterable[TableDefinition]) -> CommittedRows:
         """Every version of every row that was ever committed in these tables."""
         found: CommittedRows = {}
+        for table, _, key, versions in self._stored_versions(tables):
+            has_cells = table.options.has_cells
+            found[table.name, table.key.decode(key)] = {
+                version: None
+                if row is None
+                else decode_columns(row_columns(plain_row(row) if has_cells else row))
+                for version, row in versions.items()
+            }
+        return found
+
+    def committed_cells(self, tables: Iterable[TableDefinition]) -> CommittedRows:
+        """The same with all cells, of the tables whose columns keep several."""
+        return {
+            (table.name, table.key.decode(key)): {
+                version: None if row is None else decode_columns(row_columns(row))
+                for version, row in versions.items()
+            }
+            for table, _, key, versions in self._stored_versions(tables)
+            if table.options.has_cells
+        }
+
+    def expiries(self, table: TableDefinition) -> Expiries:
+        """When the versions of its rows expire, by the clock of their tablet."""
+        clock = TabletClock(table.options, 0)
+        return {
+            table.key.decode(key): (
+                {version: clock.expiry_of(row) for version, row in versions.items() if row is not None},
+                truth.clocks,
+            )
+            for _, truth, key, versions in self._stored_versions([table])
+        }
+
+    def clocks(self, table: TableDefinition) -> Clocks:
+        """The readings of all its tablets' clocks."""
+        found = [self.prefix.tablets.get(tablet.id) for tablet in table.tablets]
+        return [reading for truth in found if truth is not None for reading in truth.clocks]
+
+    def _stored_versions(
+        self, tables: Iterable[TableDefinition]
+    ) -> Iterator[tuple[TableDefinition, TabletTruth, bytes, dict[int, bytes | None]]]:
         for table in tables:
             for tablet in table.tablets:
                 truth = self.prefix.tablets.get(tablet.id)
                 for key, versions in truth.rows.items() if truth is not None else ():
-                    found[table.name, table.key.decode(key)] = {
-                        version: None if row is None else decode_columns(row_columns(row))
-                        for version, row in versions.items()
-                    }
-        return found
+                    yield table, truth, key, versions
 
 
 # ------------------------------------------------------------------------- no read of uncommitted data
@@ -246,18 +306,24 @@ def _seen(op: Op) -> Iterator[tuple[tuple[Any, ...], int, Columns | None]]:
 # ---------------------------------------------------------------------------- replicas after healing
 
 
-def compare_engines(engines: Mapping[str, Engine], tablets: Iterable[int]) -> list[str]:
+def compare_engines(
+    engines: Mapping[str, Engine], tablets: Iterable[int], retention: Retention | None = None
+) -> list[str]:
     """Differences between the stored copies of tablets whose replicas are all in sync and idle. Rows are compared
     byte for byte, with the entries on top that a copy has not applied yet, logs where more than one still holds
-    them. A copy whose checksums say that it is damaged is left out: nobody has read that part yet (rule R14)."""
+    them. Of a table that keeps versions (``retention``) also those, but for what each may have removed already. A copy
+    whose checksums say that it is damaged is left out: nobody has read that part yet (rule R14)."""
     reports = []
     for tablet in sorted(tablets):
+        versions: dict[str, dict[bytes, bytes]] = {}
         rows: dict[str, dict[bytes, bytes]] = {}
         logs: dict[str, dict[int, bytes]] = {}
         for name, engine in sorted(engines.items()):
             try:
                 log = dict(_stored_log(engine, tablet))
                 rows[name], logs[name] = _stored_rows(engine, tablet, log), log
+                if retention is not None:
+                    versions[name] = _stored_history(engine, tablet, log)
             except (EngineCorrupt, RecordCorrupt):
                 continue
         names = list(rows)
@@ -266,6 +332,9 @@ def compare_engines(engines: Mapping[str, Engine], tablets: Iterable[int]) -> li
             reports.append(f"tablet {tablet:x}: the logs end at {ends}")
         for name in names[1:]:
             reports += _differences(f"tablet {tablet:x}: rows", names[0], name, rows[names[0]], rows[name])
+            if retention is not None:
+                one, other = _unremovable(engines, tablet, retention, versions, (names[0], name))
+                reports += _differences(f"tablet {tablet:x}: versions", names[0], name, one, other)
             both = logs[names[0]].keys() & logs[name].keys()
             one, other = ({index: logs[n][index] for index in both} for n in (names[0], name))
             reports += _differences(f"tablet {tablet:x}: log", names[0], name, one, other)
@@ -289,6 +358,43 @@ def _stored_rows(engine: Engine, tablet: int, log: Mapping[int, bytes]) -> dict[
                 else:
                     rows[key] = row
     return rows
+
+
+def _stored_history(engine: Engine, tablet: int, log: Mapping[int, bytes]) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = {}
+    snapshot = engine.snapshot(tablet)
+    after, is_exhausted = None, False
+    while not is_exhausted:
+        page, is_exhausted = snapshot.read("history", after, SCAN_BYTES)
+        found.update(page)
+        after = page[-1][0] if page else after
+    snapshot.close()
+    meta = CopyMeta.decode(engine.metas()[tablet])
+    for index, record in log.items():
+        if index > meta.applied:
+            for key, version, row in Entry.decode(tablet, record).versions():
+                found[history_key(key, version, row is None)] = row or b""
+    return found
+
+
+def _unremovable(
+    engines: Mapping[str, Engine],
+    tablet: int,
+    retention: Retention,
+    versions: Mapping[str, dict[bytes, bytes]],
+    names: Iterable[str],
+) -> list[dict[bytes, bytes]]:
+    """What none of the copies may have removed, by the latest clock of all."""
+    clock_ms = max(CopyMeta.decode(engines[name].metas()[tablet]).clock_ms for name in versions)
+    bounds = retention.removable(clock_ms)
+    found = []
+    for name in names:
+        cursor = MapCursor(sorted(versions[name]), versions[name])
+        excess, rest = history_walk.excess(cursor, b"", bounds, EXCESS_MAX, EXCESS_MAX)
+        assert rest is None, "more than a simulated run makes"
+        removable = {history_key(*each) for each in excess}
+        found.append({raw: row for raw, row in versions[name].items() if raw not in removable})
+    return found
 
 
 def _stored_log(engine: Engine, tablet: int) -> list[tuple[int, bytes]]:

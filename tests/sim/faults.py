@@ -406,9 +406,11 @@ class Nemesis:
         return True
 
     def _wall_clock(self, rng: random.Random) -> bool:
-        process = self._node(rng).process
+        node = self._node(rng)
+        process = node.process
         if process is None:
             return False
         process.wall_ahead_ms += rng.choice((-60_000, -1000, 1000, 60_000))
+        node.wall_ahead_ms_max = max(node.wall_ahead_ms_max, process.wall_ahead_ms)
         self._text = f"{process.name} {process.wall_ahead_ms} ms"
         return True

@@ -34,6 +34,12 @@ DELETE: Final = "delete"
 SCAN: Final = "scan"
 CREATE: Final = "create"
 DROP: Final = "drop"
+TRANSACT: Final = "transact"
+INSERT: Final = "insert"  # under a number that the table gives
+AS_OF: Final = "as of"
+SCAN_AS_OF: Final = "scan as of"
+VERSIONS: Final = "versions"
+CELLS: Final = "cells"
 
 ROW_WRITES: Final = (PUT, UPDATE, DELETE)
 
@@ -44,9 +50,13 @@ SeenRow = tuple[tuple[Any, ...], int, Columns]  # key, version, columns
 @dataclass(slots=True)
 class Op:
     """``args`` of a write: ``columns`` (put), ``set``, ``remove`` and ``increment`` (update), ``if_version``,
-    ``if_absent``, ``if_exists``; of a scan: ``start`` and ``end`` (keys; absent: no bound), ``limit``, ``reverse``.
-    ``version`` is a write's new version, or that of the row which was seen; ``columns`` the row which was seen by
-    a get or a conflict (None: no row)."""
+    ``if_absent``, ``if_exists``, ``where`` ([column, comparison, value]), ``append`` and ``union`` (what is added to
+    lists and to sorted lists without repetition), ``returning``; of a scan: ``start`` and ``end`` (keys; absent: no
+    bound), ``limit``, ``reverse``. ``version`` is a write's new version, or that of the row which was seen; ``columns``
+    the row which was seen by a get or a conflict (None: no row); ``found`` the row that a write returned.
+
+    What a transaction reads and writes are operations of their own, its commit is one more: its ``args`` have
+    ``reads`` ([key, version or None]), ``ranges`` ([start, end, keys and versions]) and ``writes`` (keys)."""
 
     number: int
     client: str
@@ -66,6 +76,8 @@ class Op:
     error: str = ""
     batch: int | None = None  # the number of the first operation of the same write_many
     note: str = ""  # what the outcome alone does not say
+    found: tuple[int | None, Columns | None] | None = None
+    versions: list[tuple[int, Columns | None]] | None = None  # of a row, newest first
 
     @property
     def is_unknown(self) -> bool:
@@ -82,7 +94,9 @@ class Op:
             return f"ok, version {self.version}"
         if self.outcome == OK and self.rows is not None:
             return f"{len(self.rows)} rows"
-        if self.outcome == OK and self.kind != GET:
+        if self.outcome == OK and self.versions is not None:
+            return f"versions {[version for version, _ in self.versions]}"
+        if self.outcome == OK and self.kind not in (GET, AS_OF, CELLS):
             return OK
         if self.outcome in (OK, CONFLICT):
             seen = "no row" if self.columns is None else f"version {self.version} {self.columns!r}"
@@ -177,6 +191,10 @@ def decode_op(line: str) -> Op:
     op = Op(**({"key": None} | wire))
     op.key = _tuple(op.key)
     op.args |= {name: tuple(op.args[name]) for name in ("start", "end") if name in op.args}
+    if op.found is not None:
+        op.found = tuple(op.found)  # type: ignore[assignment]
+    if op.versions is not None:
+        op.versions = [(version, columns) for version, columns in op.versions]
     if op.rows is not None:
         op.rows = [(tuple(key), version, columns) for key, version, columns in op.rows]
     return op

@@ -73,6 +73,9 @@ class Event:
     if_absent: bool = False
     if_exists: bool = False
     op: Op | None = None  # where it comes from
+    append: Frozen = ()  # of an update: what is added to lists
+    union: Frozen = ()  # and to sorted lists without repetition
+    where: tuple[Any, ...] | None = None  # column, comparison, value
 
     @property
     def is_read(self) -> bool:
@@ -93,12 +96,17 @@ class Event:
             self.if_version,
             self.if_absent,
             self.if_exists,
+            self.append,
+            self.union,
+            self.where,
         )
 
     @property
     def is_blind(self) -> bool:
         """A write that takes effect on any row, and what was there before does not matter."""
-        has_condition = self.if_version is not None or self.if_absent or self.if_exists
+        has_condition = (
+            self.if_version is not None or self.if_absent or self.if_exists or self.where is not None
+        )
         return self.kind in (PUT, DELETE) and not has_condition
 
     def __str__(self) -> str:
@@ -137,6 +145,8 @@ def after_write(state: State, event: Event, version: int | None) -> State | None
         floor = event.if_version
     if (event.if_absent and state.columns is not None) or (event.if_exists and state.columns is None):
         return None
+    if event.where is not None and not where_holds(event.where, state.columns):
+        return None
     if version is not None and version <= floor:
         return None
     columns = _written(state.columns, event)
@@ -154,7 +164,22 @@ def _written(before: Frozen | None, event: Event) -> Frozen | None:
     columns.update(event.columns or ())
     for name, amount in event.increment:
         columns[name] = columns.get(name, 0) + amount
+    for name, items in event.append:
+        columns[name] = columns.get(name, ()) + items
+    for name, items in event.union:
+        columns[name] = tuple(sorted({*columns.get(name, ()), *items}))
     return tuple(sorted(columns.items()))
+
+
+def where_holds(where: Sequence[Any], columns: Frozen | None) -> bool:
+    """Of values of one kind, and of a missing column."""
+    name, comparison, wanted = where
+    seen = dict(columns or ())
+    if comparison == "exists":
+        return (name in seen) == wanted
+    if comparison == "==":
+        return name in seen and bool(seen[name] == wanted)
+    return name in seen and bool(seen[name] >= wanted)
 
 
 def after_read(state: State, event: Event) -> State | None:

@@ -28,17 +28,22 @@ from tests.sim.history import (
     History,
     Op,
 )
-from tests.sim.row_events import RowName, check_history_keys
+from tests.sim.linearizability import freeze, where_holds
+from tests.sim.row_events import Expiring, RowName, check_history_keys
 
 REPORTS_MAX: Final = 20  # of one oracle
 
 
-def check_history(history: History, *, has_final_reads: bool = True) -> list[str]:
-    """Every oracle of this module. ``has_final_reads``: ``workload.read_final`` was the last thing that happened."""
-    checks = [check_history_keys, check_conflicts, check_batches, check_scans, check_tables, check_lists]
+def check_history(
+    history: History, *, has_final_reads: bool = True, expiring: Expiring | None = None
+) -> list[str]:
+    """Every oracle of this module. ``has_final_reads``: ``workload.read_final`` was the last thing that happened.
+    ``expiring``: versions that may expire."""
+    reports = check_history_keys(history, REPORTS_MAX, expiring)
+    checks = [check_conflicts, check_batches, check_scans, check_tables, check_lists]
     if has_final_reads:
         checks += [check_counters, check_sets, check_last_writes]
-    return [report for check in checks for report in check(history)[:REPORTS_MAX]]
+    return reports + [report for check in checks for report in check(history)[:REPORTS_MAX]]
 
 
 def check_deadlines(history: History, timeout_s: float, grace_s: float) -> list[str]:
@@ -63,6 +68,8 @@ def check_conflicts(history: History) -> list[str]:
 
 
 def _holds(op: Op) -> bool:
+    if "where" in op.args:
+        return where_holds(op.args["where"], None if op.columns is None else freeze(op.columns))
     if "if_version" in op.args:
         return op.columns is not None and op.version == op.args["if_version"]
     return (op.columns is None) == bool(op.args.get("if_absent"))
@@ -146,6 +153,9 @@ def _appends(history: History) -> dict[RowName, dict[Any, Op]]:
     for op in history.ops:
         if op.workload == "append" and op.kind == PUT and op.key is not None:
             found[op.table, op.key][op.args["columns"]["list"][-1]] = op
+        elif op.workload == "grow" and op.kind == UPDATE and op.key is not None:
+            for element in op.args["append"]["list"]:
+                found[op.table, op.key][element] = op
     return found
 
 
@@ -215,7 +225,7 @@ def _finals(history: History) -> dict[RowName, list[tuple[Op, int | None, Column
         if op.workload == "final" and op.outcome == OK:
             if op.kind == SCAN:
                 scans.append((op, {key: (version, columns) for key, version, columns in op.rows or ()}))
-            elif op.key is not None:
+            elif op.kind == GET and op.key is not None:
                 finals[op.table, op.key].append((op, op.version, op.columns))
     for (table, key), seen in finals.items():
         for op, rows in scans:

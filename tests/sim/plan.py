@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from ackord.wire.limits import Limits
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from ackord_node.core import log as core_log
 from ackord_node.core.types import LogLimits, Timing
 from ackord_node.runtime import tablet_host
@@ -70,6 +71,12 @@ START_KINDS = ("tables come and go", "node down from the start", "clocks beyond 
 ALL_KINDS = (*EVENT_KINDS, *MESSAGE_KINDS, *SERVICE_KINDS, *START_KINDS)
 
 
+# What a client may do beyond single writes and reads, beside one of the plain workloads.
+ON_ANY_TABLE = ("transact", "transfers", "grow", "conditions", "numbers", "fleeting", "cells")
+ON_HISTORY = ("merge", "merge", "versions", "versions", "versions")
+MERGE_RULES = {"total": "sum", "items": "union"}
+
+
 @dataclass(slots=True)
 class Plan:
     seed: int
@@ -84,6 +91,8 @@ class Plan:
     pipeline_entries: int
     mark_bytes: int
     reads: list[str] = field(default_factory=list)  # of each client
+    operations: list[str] = field(default_factory=list)  # beyond single writes and reads, one for each client
+    options: TableOptions = DEFAULT_OPTIONS  # of the table that all share
 
     def has(self, kind: str) -> bool:
         return kind in self.kinds
@@ -93,7 +102,8 @@ class Plan:
         return (
             f"{k.nodes_count} nodes, {self.tablets_count} tablets, min {k.min_in_sync}, {self.clients_count} clients x "
             f"{self.concurrency}, {self.seconds:.1f} s, lease {t.lease}, confirm {t.confirm_timeout}, session "
-            f"{k.session_timeout_ms} ms, log {k.log_limits.disk_bytes}, pipeline {self.pipeline_entries}; faults: "
+            f"{k.session_timeout_ms} ms, log {k.log_limits.disk_bytes}, pipeline {self.pipeline_entries}; operations: "
+            f"{', '.join(self.operations) or 'plain'} {self.options.to_wire() or ''}; faults: "
             f"{', '.join(sorted(self.kinds)) or 'none'}"
         )
 
@@ -126,8 +136,11 @@ def draw(seed: int) -> Plan:
         wal_bytes_max=rng.choice((4_000, 16_000, 64_000)),
         clock_rates=(1 - within, 1 + within) if is_drifting else (1.0, 1.0),
     )
+    operations, options = _operations(random.Random(f"operations {seed}"))
     return Plan(
         seed=seed,
+        operations=operations,
+        options=options,
         seconds=rng.choice((2.0, 3.0, 3.0, 4.0, 6.0)),
         kinds=kinds,
         clients_count=rng.choice((1, 2, 2, 3)),
@@ -140,6 +153,19 @@ def draw(seed: int) -> Plan:
         mark_bytes=rng.choice((300, 2000)),
         reads=[rng.choice(("any", "round_robin", "round_robin", "coordinator")) for _ in range(8)],
     )
+
+
+def _operations(rng: random.Random) -> tuple[list[str], TableOptions]:
+    """What clients do beyond single writes and reads, in most seeds; and whether the table keeps versions."""
+    if rng.random() < 0.4:
+        return [], DEFAULT_OPTIONS
+    has_history = rng.random() < 0.5
+    names = [*ON_ANY_TABLE, *(ON_HISTORY if has_history else ())]
+    operations = [rng.choice(names) for _ in range(8)]
+    if not has_history:
+        return operations, DEFAULT_OPTIONS
+    keep_for = rng.choice((None, None, 0.5, 3.0))
+    return operations, TableOptions(rng.choice((2, 4, 60)), keep_for, merge=MERGE_RULES)
 
 
 def _kinds(rng: random.Random) -> dict[str, float]:

@@ -74,9 +74,8 @@ class StoreLike(Protocol):
 
     def table(self, name: str) -> Any: ...
 
-    async def create_table(
-        self, name: str, key: Any, *, split_at: Sequence[Any] = (), timeout: float | None = None
-    ) -> Any: ...
+    @property
+    def create_table(self) -> Any: ...
 
     async def drop_table(self, name: str, *, timeout: float | None = None) -> None: ...
 
@@ -343,7 +342,7 @@ def _saw(op: Op, row: ackord.Row | None) -> None:
 
 
 def _has_condition(op: Op) -> bool:
-    return any(name in op.args for name in ("if_version", "if_absent", "if_exists"))
+    return any(name in op.args for name in ("if_version", "if_absent", "if_exists", "where"))
 
 
 def _kind(operation: Operation) -> str:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from tests.sim.history import CONFLICT, FAILED, GET, OK, PUT, ROW_WRITES, SCAN, History, Op
+from tests.sim.history import CONFLICT, DELETE, FAILED, GET, INSERT, OK, PUT, ROW_WRITES, SCAN, History, Op
 from tests.sim.linearizability import Contradiction, Event, check_key, freeze
 
 RowName = tuple[str, tuple[Any, ...]]  # table, key
+Expiring = Mapping[RowName, Iterable[int]]  # versions of rows that may expire
 
 
 def event_of(op: Op) -> Event | None:
@@ -31,6 +33,9 @@ def event_of(op: Op) -> Event | None:
             args.get("if_absent", False),
             args.get("if_exists", False),
             op,
+            freeze(args.get("append", {})),
+            freeze(args.get("union", {})),
+            tuple(args["where"]) if "where" in args else None,
         )
     if (op.outcome == OK and op.kind == GET) or op.outcome == CONFLICT:
         return _read(op, op.version, op.columns)
@@ -43,9 +48,10 @@ def _read(op: Op, version: int | None, columns: dict[str, Any] | None) -> Event:
     return Event(GET, op.began, op.ended, version, seen, op=op)
 
 
-def events_by_key(history: History) -> dict[RowName, list[Event]]:
-    """(table, key) -> its events. A scan is a read of every key in its range that the history knows, of absence
-    where it returned no row; one that its limit cut short, up to its last row."""
+def events_by_key(history: History, expiring: Expiring | None = None) -> dict[RowName, list[Event]]:
+    """(table, key) -> its events. A version that may have expired is one that somebody may have deleted. A scan is a
+    read of every key in its range that the history knows, of absence where it returned no row; one that its limit cut
+    short, up to its last row."""
     found: dict[RowName, list[Event]] = {}
     scans = []
     for op in history.ops:
@@ -58,10 +64,42 @@ def events_by_key(history: History) -> dict[RowName, list[Event]]:
             event = event_of(op)
             if event is not None:
                 events.append(event)
+            if op.found is not None:
+                events.append(_read(op, *op.found))
+    for op, key in _inserted(history, scans):
+        written = Event(
+            PUT,
+            op.began,
+            op.ended if op.outcome == OK and op.ended is not None else math.inf,
+            op.version if op.outcome == OK else None,
+            freeze(op.args["columns"]),
+            if_absent=True,
+            op=op,
+        )
+        found.setdefault((op.table, key), []).append(written)
+    for name in expiring or ():
+        for version in (expiring or {})[name]:
+            found.setdefault(name, []).append(Event(DELETE, 0, math.inf, if_version=version))
     names = sorted(found)
     for op in scans:
         _add_scan(op, found, names)
     return found
+
+
+def _inserted(history: History, scans: list[Op]) -> Iterator[tuple[Op, tuple[Any, ...]]]:
+    """Rows that their table numbered, with their keys; those of unknown outcome as far as they were seen."""
+    unknown: dict[tuple[str, Any], Op] = {}
+    for op in history.ops:
+        if op.kind == INSERT and op.key is not None:
+            if op.outcome == OK:
+                yield op, (*op.key, op.version)
+            elif op.is_unknown:
+                unknown[op.table, op.args["columns"]["by"]] = op
+    for scan in scans if unknown else ():
+        for key, _, columns in scan.rows or ():
+            op_seen = unknown.pop((scan.table, columns.get("by")), None)
+            if op_seen is not None:
+                yield op_seen, key
 
 
 def _add_scan(op: Op, found: dict[RowName, list[Event]], names: list[RowName]) -> None:
@@ -85,10 +123,12 @@ def _add_scan(op: Op, found: dict[RowName, list[Event]], names: list[RowName]) -
             found[name].append(_read(op, None, None))
 
 
-def check_history_keys(history: History, reports_max: int = 20) -> list[str]:
+def check_history_keys(
+    history: History, reports_max: int = 20, expiring: Expiring | None = None
+) -> list[str]:
     """A readable report for each key whose operations are not linearizable, until there are enough."""
     reports: list[str] = []
-    for (table, key), events in sorted(events_by_key(history).items()):
+    for (table, key), events in sorted(events_by_key(history, expiring).items()):
         found = check_key(events) if len(reports) < reports_max else None
         if found is not None:
             reports.append(

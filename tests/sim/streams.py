@@ -443,10 +443,11 @@ class Face:
         limits = self._node.limits
         name = check_table_name(body["name"], limits)
         key = KeySchema.from_wire(body["key"], limits.key_column_bytes)
-        split_starts(key, body["split_at"], limits)
+        split_at = list(body["split_at"])
+        split_starts(key, split_at, limits)
         options = TableOptions.from_wire(body.get("options"))
         version = body["if_record_version"]
-        made = await self._node.create_table(name, key.to_wire(), list(body["split_at"]), options, version)
+        made = await self._node.create_table(name, key.to_wire(), split_at, options, version)
         return made.to_wire()
 
 

@@ -91,7 +91,8 @@ class Transfers:
             await self._transfer(table, rng)
 
     async def _transfer(self, table: ackord.Table, rng: random.Random) -> None:
-        accounts = rng.sample(range(self.accounts_count), rng.choice((2, 2, 2, 3, 5)))
+        count = min(rng.choice((2, 2, 2, 3, 5)), self.accounts_count)
+        accounts = rng.sample(range(self.accounts_count), count)
         is_scan, amount = rng.random() < 0.3, rng.randrange(1, 50)
         async with table.transaction(self.bank) as tx:
             if is_scan:

@@ -13,15 +13,20 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import ackord
+from ackord.wire.messages import TableDefinition
+from ackord_node.core.history import Retention
 from ackord_node.runtime.tablet_host import TabletHost
-from tests.sim import cluster_oracle, oracles
+from tests.sim import cluster_oracle, oracles, version_oracles
 from tests.sim.cluster import Cluster, SimNode
 from tests.sim.faults import Nemesis
-from tests.sim.history import CONFLICT, CREATE, DROP, GET, OK, SCAN, History
+from tests.sim.history import CONFLICT, CREATE, DROP, GET, INSERT, OK, SCAN, History
 from tests.sim.kernel import Process, World
 from tests.sim.network import NetworkKnobs
+from tests.sim.operation_oracles import Committed, check_operations
+from tests.sim.operations import OPERATIONS, Bank, Cells, Operation
 from tests.sim.plan import Plan, module_knobs
-from tests.sim.workload import Context, create_load_table, make_workloads, read_final
+from tests.sim.recorder_operations import FullRecorder
+from tests.sim.workload import WORKLOADS, Context, create_load_table, make_workloads, read_final, read_scans
 
 TABLE = "load"
 SLOTS_COUNT = 6
@@ -76,12 +81,14 @@ class Walk:
         self.outcome = Outcome(plan.seed)
         self.oracle = cluster_oracle.ClusterOracle()
         self.oracle.reads_are_judged = not plan.has("clocks beyond rho")
+        self.oracle.prefix.now = lambda: self.world.now
         self.clients: list[Process] = []
         self.nemesis = Nemesis(self.cluster, plan, self.clients)
         self.is_over = False  # the clients stop
         self._tables_count = 0  # clients that see the table
         self._stores: list[ackord.Store] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._operations: dict[str, Operation] = {}
         self._rng = random.Random(f"{plan.seed} clients")
 
     # ------------------------------------------------------------------------------- the phases
@@ -149,6 +156,11 @@ class Walk:
         process = self.cluster.client_process()
         self.clients.append(process)
         mine = names or tuple(self._rng.sample(BUSY, 2))
+        if self.plan.operations and not names:
+            operation = self.plan.operations[number % len(self.plan.operations)]
+            if operation == "transfers" and not self.oracle.reads_are_judged:
+                operation = "transact"  # transfers judge every read themselves
+            mine = (mine[0], operation)
         self._tasks.append(process.start(self._client(process, number, mine, concurrency)))
 
     async def _client(self, process: Process, number: int, names: tuple[str, ...], concurrency: int) -> None:
@@ -176,11 +188,23 @@ class Walk:
                 pause_s=plan.pause_s,
             )
             is_loader = names != ("tables",)
-            if is_loader and not await create_load_table(context, TABLE, plan.tablets_count, SLOTS_COUNT):
+            if is_loader and not await create_load_table(
+                context, TABLE, plan.tablets_count, SLOTS_COUNT, plan.options
+            ):
                 return
+            workloads = make_workloads(TABLE, SLOTS_COUNT, [name for name in names if name in WORKLOADS])
+            workloads += [self._operation(name) for name in names if name in OPERATIONS]
+            for workload in workloads:
+                if not await workload.prepare(context):
+                    return
             self._tables_count += 1
-            workloads = make_workloads(TABLE, SLOTS_COUNT, names)
             await asyncio.gather(*(workload.run(context) for workload in workloads))
+
+    def _operation(self, name: str) -> Operation:
+        """One for all clients."""
+        if name not in self._operations:
+            self._operations[name] = OPERATIONS[name](TABLE, SLOTS_COUNT)
+        return self._operations[name]
 
     # ------------------------------------------------------------------------------ every step
 
@@ -239,6 +263,18 @@ class Walk:
         assert node is not None
         return [t.id for _, table in sorted(node.catalogue.tables.items()) for t in table.tablets]
 
+    def _is_collected(self) -> bool:
+        """No disk holds versions that its copy may remove, but for those in blocks that nobody has read yet."""
+        for node in self.cluster.nodes.values():
+            for tablet, host in node.hosts().items():
+                s, engine = host.replica.state, node.engine
+                if s.retention is None or engine is None or self.nemesis.damage.is_marked(node):
+                    continue
+                bounds = s.retention.removable(s.clock.durable)
+                if engine.history_excess(tablet, b"", bounds, cluster_oracle.EXCESS_MAX, 1)[0]:
+                    return False
+        return True
+
     def _tablet_is_well(self, tablet: int) -> bool:
         states = []
         leaders = 0
@@ -285,33 +321,92 @@ class Walk:
         self._run_until(task.done, WELL_S, "the last reads are answered")
         task.result()
         self._run_until(self.is_well, WELL_S, "everything stays in sync")
+        self._run_until(self._is_collected, WELL_S, "versions that nobody can read any more are removed")
         self.history.close(self.world.now)
         history = self.history if self.oracle.reads_are_judged else _without_reads(self.history)
-        problems = oracles.check_history(history)
-        node = next(iter(self.cluster.nodes.values())).node
-        assert node is not None
-        tables = [table for _, table in sorted(node.catalogue.tables.items())]
+        tables = self._standing()
+        problems = self._problems_of_expiry(history, tables)
+        expiring = {
+            (table.name, key): sorted(times)
+            for table in tables
+            if table.options.ttl is not None
+            for key, (times, _) in self.oracle.expiries(table).items()
+        }
+        problems += oracles.check_history(history, expiring=expiring)
         problems += oracles.check_standing(history, [table.name for table in tables])
         rows = self.oracle.committed_rows(tables)
+        own = [TABLE, *(TABLE + kind.own_table for kind in OPERATIONS.values())]
         problems += cluster_oracle.check_reads_committed(
-            history, rows, [t.name for t in tables if t.name == TABLE]
+            history, rows, [t.name for t in tables if t.name in own]
         )
+        problems += check_operations(history, rows)
+        problems += self._problems_of_versions(history, tables, rows)
         for tablet in self._tablets():
             holders = {
                 n.name: n.engine
                 for n in self.cluster.nodes.values()
                 if tablet in n.hosts() and n.engine is not None and not self.nemesis.damage.is_marked(n)
             }  # a flipped bit that nobody has read yet is nobody's fault
-            problems += cluster_oracle.compare_engines(holders, [tablet])
+            problems += cluster_oracle.compare_engines(holders, [tablet], self._retention(tablet))
         if problems:
             raise AssertionError("\n".join(problems))
         self.trace.note(f"history {self.history.digest()}")
+
+    def _standing(self) -> list[TableDefinition]:
+        node = next(iter(self.cluster.nodes.values())).node
+        assert node is not None
+        return [table for _, table in sorted(node.catalogue.tables.items())]
+
+    def _problems_of_expiry(self, history: History, tables: list[TableDefinition]) -> list[str]:
+        found: list[str] = []
+        ahead_ms = {node.name: node.wall_ahead_ms_max for node in self.cluster.nodes.values()}
+        for table in tables:
+            if table.options.ttl is not None:
+                expiries = self.oracle.expiries(table)
+                found += version_oracles.check_clocks(expiries, ahead_ms, self.plan.knobs.min_in_sync)
+                if self.oracle.reads_are_judged:
+                    found += version_oracles.check_expiry(history, table.name, expiries)
+        return found
+
+    def _problems_of_versions(
+        self, history: History, tables: list[TableDefinition], rows: cluster_oracle.CommittedRows
+    ) -> list[str]:
+        found: list[str] = []
+        committed = Committed(rows)
+        grace_ms = self.plan.knobs.limits.tombstone_keep_ms
+        for table in tables:
+            if table.options.has_history:
+                clocks = self.oracle.clocks(table)
+                judge = version_oracles.VersionsJudge(history, committed, table.options, grace_ms, clocks)
+                found += judge.reports(table.name, are_reads_judged=self.oracle.reads_are_judged)
+        cells = self.oracle.committed_cells(tables)
+        return found + version_oracles.check_cells(history, cells, Cells.options.max_versions)
+
+    def _retention(self, tablet: int) -> Retention | None:
+        hosts = (node.hosts().get(tablet) for node in self.cluster.nodes.values())
+        return next((host.replica.state.retention for host in hosts if host is not None), None)
 
     async def _read_final(self, process: Process) -> None:
         async with self.cluster.connect(process, 20.0) as store:
             context = Context("final", store, self.history, process.rng, lambda: self.world.now)
             if any(op.table == TABLE for op in self.history.ops):
                 await read_final(context, TABLE)
+            for table in sorted({op.table for op in self.history.ops if op.kind == INSERT}):
+                await read_scans(context, table)
+            await self._read_versions(context)
+            bank = self._operations.get("transfers")
+            if isinstance(bank, Bank):
+                await bank.check_end(store)
+
+    async def _read_versions(self, context: Context) -> None:
+        """All that is kept of the rows whose versions the clients read."""
+        keys = {
+            (op.table, op.key) for op in self.history.ops if op.workload == "versions" and op.key is not None
+        }
+        for table, key in sorted(keys):
+            await FullRecorder(context, "final", table, random.Random(0), timeout_s=WELL_S).versions(
+                key, 100, None
+            )
 
     def _faults(self) -> Counter[str]:
         faults = Counter(self.trace.faults)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import ackord
+from ackord.wire.options import DEFAULT_OPTIONS, TableOptions
 from tests.sim.history import CONFLICT, GET, OK, ROW_WRITES, Op
 from tests.sim.recorder import Context, Key, Recorder, StoreLike, UnexpectedError, is_row_key, never
 
@@ -28,6 +29,7 @@ __all__ = [
     "make_workloads",
     "never",
     "read_final",
+    "read_scans",
 ]
 
 TABLE_KEY: Final[dict[str, type]] = {"slot": int, "name": str}
@@ -65,12 +67,19 @@ class Workload:
                 raise end
 
     async def _loop(self, context: Context, rng: random.Random, number: int) -> None:
-        recorder = Recorder(context, self.name, self.table, rng)
+        recorder = self.recorder(context, rng)
         memory: dict[Any, Any] = {"number": number}
         while not context.is_over:
             await self.step(recorder, rng, memory)
             if context.pause_s:
                 await asyncio.sleep(rng.random() * 2 * context.pause_s)
+
+    def recorder(self, context: Context, rng: random.Random) -> Recorder:
+        return Recorder(context, self.name, self.table, rng)
+
+    async def prepare(self, context: Context) -> bool:
+        """Makes what it needs beside the shared table; False if the context was over before."""
+        return True
 
     async def step(self, recorder: Recorder, rng: random.Random, memory: dict[Any, Any]) -> None:
         """One call or a few; ``memory`` is the loop's own."""
@@ -302,13 +311,19 @@ def make_workloads(
 
 
 async def create_load_table(
-    context: Context, table: str = "load", tablets_count: int = 3, slots_count: int = 6
+    context: Context,
+    table: str = "load",
+    tablets_count: int = 3,
+    slots_count: int = 6,
+    options: TableOptions = DEFAULT_OPTIONS,
 ) -> bool:
     """Creates the table that the workloads share; False if the context was over before it stood."""
     split_at = [slots_count * number // tablets_count for number in range(1, tablets_count)]
     while not context.is_over:
         try:
-            await context.store.create_table(table, TABLE_KEY, split_at=split_at, timeout=context.timeout_s)
+            await context.store.create_table(
+                table, TABLE_KEY, split_at=split_at, timeout=context.timeout_s, **options.to_wire()
+            )
             return True
         except (ackord.Unavailable, ackord.OutcomeUnknown):
             await asyncio.sleep(CREATE_PAUSE_S)
@@ -323,8 +338,16 @@ async def read_final(context: Context, table: str = "load") -> list[Op]:
     done: list[Op] = []
     for at in range(0, len(keys), FINAL_READ_KEYS):
         done += await recorder.get_many(keys[at : at + FINAL_READ_KEYS])  # type: ignore[arg-type]
-    for reverse in (False, True):
-        done.append(await recorder.scan(reverse=reverse))
+    return _all_read(done) + await read_scans(context, table)
+
+
+async def read_scans(context: Context, table: str) -> list[Op]:
+    """The second half of it."""
+    recorder = Recorder(context, "final", table, random.Random(0), timeout_s=FINAL_TIMEOUT_S)
+    return _all_read([await recorder.scan(reverse=reverse) for reverse in (False, True)])
+
+
+def _all_read(done: list[Op]) -> list[Op]:
     for op in done:
         if op.outcome != OK:
             raise UnexpectedError(f"the table cannot be read in the end: {op}")
