@@ -19,8 +19,8 @@ from tests.sim.history import CONFLICT, FAILED, GET, OK, UNKNOWN, Op
 
 TABLE_KEY: Final[dict[str, type]] = {"row": int, "generation": int}
 MERGE: Final = "merge"
-KEEP_VERSIONS: Final = 300
-BASES: Final = 4  # that a client holds, the oldest first
+KEEP_VERSIONS: Final = 1_000
+BASES: Final = 3  # that a client holds, the oldest first
 ROWS: Final = 2
 ELEMENTS_MAX: Final = 150  # then the clients go on with another row; a run of merges alone keeps to one
 
