@@ -58,10 +58,11 @@ mutants: $(STAMP) ## drop every rule and every condition, one at a time: all mus
 	@$(BIN)/python -m tests.sim.mutants --write docs/mutants.md
 	@$(BIN)/python -m tests.sim.drop_ifs
 
-chaos: $(STAMP) ## break real processes, disks and networks under load: MINUTES=5, NODES=3, SEED=... (root)
+chaos: $(STAMP) ## break real processes, disks and networks under load: MINUTES=5, NODES=3, SEED=..., WORK=transfers, ONLY=kill (root)
 	@$(DEVCLUSTER) install
 	@scripts/install-chaos-packages
-	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(NODES),--nodes $(NODES)) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(NODES),--nodes $(NODES)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(WORK),--work $(WORK)) $(if $(ONLY),--only $(ONLY))
 
 powerloss: $(STAMP) ## cut the power of loaded nodes at random instants: CUTS=200
 	@$(DEVCLUSTER) install

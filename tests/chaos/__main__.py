@@ -19,6 +19,7 @@ import uvloop
 
 from tests.chaos import sandbox
 from tests.chaos.faults import KINDS
+from tests.chaos.load import WORKS
 from tests.chaos.nemesis import MIX, kinds_of_a_run
 from tests.support.cluster import REPO
 
@@ -39,6 +40,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--seed", type=int, help="of the order and details of the faults (default: a new one)"
     )
     parser.add_argument("--only", default="", metavar="KINDS", help="kinds of fault, joined by commas")
+    parser.add_argument(
+        "--work",
+        choices=sorted(WORKS),
+        help="only this load, with many clients (default: all of them, and more)",
+    )
     parser.add_argument("--folder", type=Path, help="of the results (default: .ackord/chaos/RUN)")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
@@ -64,6 +70,8 @@ def main() -> int:
     command += [f"--nodes={options.nodes}", f"--seed={seed}", f"--folder={folder.resolve()}"]
     if options.only:
         command.append(f"--only={','.join(options.only)}")
+    if options.work:
+        command.append(f"--work={options.work}")
     os.chdir(REPO)
     return sandbox.run_inside(command)
 
@@ -74,7 +82,7 @@ def _inside(options: argparse.Namespace) -> int:
     from tests.chaos.run import Order, run
 
     sandbox.settle_in()
-    order = Order(options.minutes, options.nodes, options.seed, options.only, options.folder)
+    order = Order(options.minutes, options.nodes, options.seed, options.only, options.folder, options.work)
     print(
         f"seed {order.seed}, {order.nodes_count} nodes, {order.minutes:g} minutes; {order.folder}", flush=True
     )

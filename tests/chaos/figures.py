@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from tests.chaos.stage import Band
+from tests.chaos.work_lists import APPEND
+from tests.chaos.work_merges import MERGE
+from tests.chaos.work_transfers import TRANSFER
+from tests.chaos.work_versions import AS_OF, HISTORY
+from tests.chaos.works import FINAL
 from tests.sim.history import CONFLICT, GET, OK, ROW_WRITES, SCAN, Op
+
+WRITES = (*ROW_WRITES, APPEND, MERGE, TRANSFER)
+READS = (GET, SCAN, AS_OF, HISTORY)
 
 
 @dataclass(slots=True)
@@ -36,26 +44,26 @@ def by_second(ops: Iterable[Op], duration_s: float) -> list[Second]:
     """Of the rows' operations; an answer "the condition does not hold" is an answer."""
     seconds = [Second() for _ in range(int(duration_s) + 1)]
     for op in ops:
-        if op.returned_s is None or op.returned_s >= duration_s or op.workload == "final":
+        if op.returned_s is None or op.returned_s >= duration_s or op.workload == FINAL:
             continue
         second = seconds[int(op.returned_s)]
         took_ms = (op.returned_s - op.invoked_s) * 1000
         if op.outcome not in (OK, CONFLICT):
             second.failed += 1
-        elif op.kind in ROW_WRITES:
+        elif op.kind in WRITES:
             second.writes += 1
             second.took_ms["write"].append(took_ms)
-        elif op.kind in (GET, SCAN):
+        elif op.kind in READS:
             second.reads += 1
             second.took_ms["read"].append(took_ms)
     return seconds
 
 
 def outcomes(ops: Iterable[Op]) -> dict[str, dict[str, int]]:
-    """Operations by kind and outcome."""
+    """Operations by workload and kind, and outcome."""
     counts: dict[str, Counter[str]] = {}
     for op in ops:
-        counts.setdefault(op.kind, Counter())[op.outcome] += 1
+        counts.setdefault(f"{op.workload}: {op.kind}", Counter())[op.outcome] += 1
     return {kind: dict(sorted(counts[kind].items())) for kind in sorted(counts)}
 
 

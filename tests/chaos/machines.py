@@ -115,12 +115,13 @@ class Machines:
             reasons.append(f"{node.name}: {found}")
         raise NotWhole(f"no node tells the status: {'; '.join(reasons)}")
 
-    def coordinators(self) -> list[str]:
-        """The nodes by how many tablets they coordinate, the busiest first; all of them, also if nobody answers."""
+    def coordinators(self, tables: Collection[str] | None = None) -> list[str]:
+        """The nodes by how many tablets (of these tables) they coordinate, the busiest first; all of them, also if
+        nobody answers."""
         counts = dict.fromkeys(self.names, 0)
         try:
-            for table in self.cluster.routing()["tables"].values():
-                for tablet in table["tablets"]:
+            for name, table in self.cluster.routing()["tables"].items():
+                for tablet in table["tablets"] if tables is None or name in tables else ():
                     if tablet["coordinator"] in counts:
                         counts[tablet["coordinator"]] += 1
         except AssertionError:

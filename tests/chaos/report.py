@@ -42,6 +42,7 @@ def make_report(outcome: Outcome) -> dict[str, Any]:
         "nodes": order.nodes_count,
         "minutes": order.minutes,
         "only": list(order.only),
+        "work": order.work or "all",
         "duration_s": round(outcome.duration_s, 1),
         "in_sync_at_the_end_after_s": outcome.healed_s and round(outcome.healed_s, 1),
         "faults": {
@@ -51,6 +52,7 @@ def make_report(outcome: Outcome) -> dict[str, Any]:
         "faults_missing": outcome.kinds_missing,
         "operations": outcomes(load.ops),
         "operations_count": sum(1 for _ in load.ops),
+        "works": {work.name: work.tell() for work in load.works},
         "pulse_acknowledged": load.pulse.acks_count,
         "flips": stage.flips,
         "exits": [asdict(one) for one in stage.exits],
@@ -96,7 +98,8 @@ def _head(report: dict[str, Any]) -> list[str]:
     lines = [
         f"# Chaos: {report['verdict']}",
         "",
-        f"Seed {report['seed']}, {report['nodes']} nodes, {report['duration_s']} s; everything in sync"
+        f"Seed {report['seed']}, {report['nodes']} nodes, work: {report['work']}, {report['duration_s']} s;"
+        " everything in sync"
         f" {report['in_sync_at_the_end_after_s']} s after the last fault.",
     ]
     for problem in report["problems"]:
@@ -132,6 +135,7 @@ def _rest(report: dict[str, Any]) -> list[str]:
         f"{report['operations_count']} operations and {report['pulse_acknowledged']} pulses checked.",
         "",
     ]
+    lines += [f"- {name}: {told}" for name, told in report["works"].items()]
     fates = report["flips"]
     counts = [f"{fates.count(fate)} times {fate}" for fate in sorted(set(fates))]
     lines.append(f"- flipped bits: {', '.join(counts) or 'none'}")

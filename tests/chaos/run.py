@@ -34,6 +34,7 @@ class Order:
     seed: int
     only: tuple[str, ...]
     folder: Path
+    work: str | None = None  # alone, instead of everything
 
 
 @dataclass(slots=True)
@@ -62,7 +63,7 @@ async def run(order: Order, machines: Machines) -> Outcome:
     def now() -> float:
         return time.monotonic() - began
 
-    load = Load(machines.cluster.urls, machines.names, order.folder, order.seed, now)
+    load = Load(machines.cluster.urls, machines.names, order.folder, order.seed, now, order.work)
     stage = Stage(machines, random.Random(order.seed), now, load)
     outcome = Outcome(order, stage, load, LoopLag())
     async with load:

@@ -23,6 +23,7 @@ EXIT_DISK_FAILED = 70
 EXIT_S = 30.0
 RESTART_PAUSE_S = 0.5
 WATCH_S = 0.1
+BUSIEST_SHARE = 0.4
 
 
 @dataclass(slots=True)
@@ -94,10 +95,11 @@ class Stage:
     @asynccontextmanager
     async def claim(self, count: int = 1, *, busiest: bool | None = None) -> AsyncIterator[list[RealNode]]:
         """``count`` nodes that no other fault has; with the busiest coordinator among them, without, or as it
-        comes."""
-        ranking = await asyncio.to_thread(self.machines.coordinators)
+        comes: more often where the load aims at a tablet."""
+        tables, share = self.load.aim or (None, BUSIEST_SHARE)
+        ranking = await asyncio.to_thread(self.machines.coordinators, tables)
         if busiest is None:
-            busiest = self.rng.random() < 0.4
+            busiest = self.rng.random() < share
         async with self._released:
             await self._released.wait_for(lambda: len(self._claimed) + count <= len(self.names))
             free = [name for name in ranking if name not in self._claimed]

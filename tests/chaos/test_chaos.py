@@ -36,4 +36,5 @@ def test_chaos(tmp_path: Path) -> None:
     assert report["verdict"] == "passed" and report["problems"] == []
     assert report["bands"], "no fault came"
     assert report["operations_count"] > 500 and report["pulse_acknowledged"] > 100
+    assert sorted(report["works"]) == ["lists", "merges", "transfers", "versions"]
     assert (folder / "picture.png").stat().st_size > 10_000

@@ -77,7 +77,7 @@ def test_operations_by_second_and_outcome() -> None:
     assert (first.writes, second.writes, second.reads, second.failed, third.writes) == (1, 1, 1, 1, 0)
     assert second.latency_ms("write", 0.99) == pytest.approx(600)
     assert third.latency_ms("write", 0.5) is None
-    assert outcomes(history.ops) == {GET: {OK: 1}, PUT: {OK: 2, UNKNOWN: 1}}
+    assert outcomes(history.ops) == {"w: get": {OK: 1}, "w: put": {OK: 2, UNKNOWN: 1}}
 
 
 # ----------------------------------------------------------------------------------------- damage

@@ -332,15 +332,15 @@ def test_leases_count_on_the_clock_that_goes_on_while_the_machine_sleeps(
     assert SystemClock().now() == 900.0
 
 
-# --------------------------------------------------------------------------------------- a drop
+# ---------------------------------------------------------------------- tables: a stop, and a drop
 
 
-async def catalogue() -> tuple[Catalogue, MemoryCoordination]:
+async def catalogue(now: Now | None = None) -> tuple[Catalogue, MemoryCoordination]:
     service = MemoryCoordinationService()
     coordination = MemoryCoordination(service)
     await coordination.start(_Listener())
     timing = Timing(lease=0.05, margin=0.01)
-    found = Catalogue(coordination, Now(), Limits(), timing, list(NODES), 3, 2)
+    found = Catalogue(coordination, now or Now(), Limits(), timing, list(NODES), 3, 2)
     return found, coordination
 
 
@@ -350,6 +350,39 @@ class _Listener:
     def tables_changed(self) -> None: ...
     def nodes_changed(self) -> None: ...
     def session_changed(self, connected: bool) -> None: ...
+
+
+async def test_a_create_that_waits_for_copies_does_not_hold_up_a_planned_stop() -> None:
+    """The node that stops opens no copy any more, so it would wait for its own until its HTTP server gives up."""
+    now = Now()
+    found, _ = await catalogue(now)
+    waiting = asyncio.create_task(found.create("t", [["k", "bytes"]], []))
+    tablet = await _newborn(found)
+    at_minimum = descriptor("n2", "n3", coordinator="n2", incarnation=11, tablet=tablet)
+    found.descriptor_seen(tablet, at_minimum, 1)
+    await asyncio.sleep(0.05)
+    assert not waiting.done(), "the third copy may still come"
+    found.leave()
+    async with asyncio.timeout(5):
+        assert (await waiting).name == "t"
+
+    again = asyncio.create_task(found.create("u", [["k", "bytes"]], []))
+    await _newborn(found, 2)
+    await asyncio.sleep(0.05)
+    assert not again.done(), "its coordinator may still come"
+    now.seconds += 1.1
+    async with asyncio.timeout(5):
+        with pytest.raises(Unavailable, match="stands, but not all of its tablets are served") as caught:
+            await again
+    assert caught.value.retriable, "another node will tell"
+
+
+async def _newborn(found: Catalogue, tables_count: int = 1) -> int:
+    """The first tablet of the last table, once so many stand."""
+    async with asyncio.timeout(5):
+        while len(found.tables) < tables_count:
+            await asyncio.sleep(0.01)
+    return max(table.tablets[0].id for table in found.tables.values())
 
 
 async def test_a_drop_marks_waits_for_a_member_and_for_every_lease() -> None:

@@ -31,6 +31,7 @@ log = logging.getLogger("ackord.tables")
 TABLET_BITS = 16  # a tablet's id is the table's id << 16 | its number
 STOPPED_WAIT_S = 10.0  # drop waits so long for the tablets' members to confirm
 SERVED_WAIT_S = 15.0  # create_table waits so long for its tablets to be served
+LEAVING_WAIT_S = 1.0  # ... and so long from when the node began to stop
 TRIES_COUNT = 10
 NO_RECORD = -1  # the version of the record of a name that no table ever had
 
@@ -74,6 +75,7 @@ class Catalogue:
         self.changed = asyncio.Event()  # set, and replaced, at every change of a descriptor
         self.version = 0
         self.on_refresh: Callable[[], None] = lambda: None
+        self._leaving_since: float | None = None
         self._reading = asyncio.Lock()
         self._refreshing = asyncio.Lock()
         self._reads_begun = self._reads_done = 0
@@ -145,6 +147,11 @@ class Catalogue:
         self.version += 1
         self.changed.set()
         self.changed = asyncio.Event()
+
+    def leave(self) -> None:
+        """The node stops. It opens no more copies, so nobody here shall wait for one, nor hold up the node's end."""
+        self._leaving_since = self._clock.now()
+        self.touch()
 
     async def refresh(self) -> None:
         """Reads the tables that stand; one read after another, so that none brings an older state back."""
@@ -251,20 +258,21 @@ class Catalogue:
         return record
 
     async def _wait_served(self, definition: TableDefinition, is_new: bool) -> None:
-        """Until every tablet has its copies in sync; at the minimum after half of the wait. What fails here may have
-        been created by this call (``is_new``), or stood before."""
+        """Until every tablet has its copies in sync; at the minimum after a third of the wait, or if this node
+        stops. What fails here may have been created by this call (``is_new``), or stood before."""
         failed = OutcomeUnknown if is_new else Unavailable
         begun = self._clock.now()
         while True:
             waited = self._clock.now() - begun
-            wanted = self._replicas_count if waited < SERVED_WAIT_S / 3 else self._min_in_sync
+            is_patient = waited < SERVED_WAIT_S / 3 and self._leaving_since is None
+            wanted = self._replicas_count if is_patient else self._min_in_sync
             if all(self._is_served(t.id, wanted) for t in definition.tablets):
                 return
             if any(self._is_dropped(t.id) for t in definition.tablets):
                 raise failed(
                     f"table {definition.name!r} was dropped meanwhile", reason="dropping", retry_after_ms=1000
                 )
-            if waited > SERVED_WAIT_S:
+            if waited > SERVED_WAIT_S or self._has_left():
                 raise failed(
                     f"table {definition.name!r} stands, but not all of its tablets are served yet",
                     reason="not_served",
@@ -274,6 +282,10 @@ class Catalogue:
                 await asyncio.wait_for(self.changed.wait(), 0.1)
             except TimeoutError:
                 continue
+
+    def _has_left(self) -> bool:
+        since = self._leaving_since
+        return since is not None and self._clock.now() - since > LEAVING_WAIT_S
 
     def _is_served(self, tablet: int, members_count: int) -> bool:
         known = self.descriptors.get(tablet)

@@ -162,6 +162,7 @@ class Node:
     async def leave(self) -> None:
         """Hands every tablet over and leaves the in-sync sets, within a bounded time (R7b): no call fails."""
         self.is_stopping = True
+        self.catalogue.leave()
         for peer in sorted(self._peers_up):
             self.transport.send(peer, [m.STOPPING, 0, 0], urgent=True)
         for host in list(self.hosts.values()):
