@@ -9,6 +9,8 @@ Every error is an ``ackord.Error`` and says by its class what happened and what 
 """
 
 from ackord._version import __version__
+from ackord.cache import CacheOptions, CacheStats
+from ackord.caching import CachedTable
 from ackord.calls import QueueOptions
 from ackord.errors import (
     Conflict,
@@ -34,6 +36,9 @@ from ackord.wire.messages import TableDefinition
 
 __all__ = [
     "AUTO",
+    "CacheOptions",
+    "CacheStats",
+    "CachedTable",
     "Conflict",
     "Delete",
     "Error",

@@ -36,6 +36,7 @@ from ackord.wire.messages import (
     OP_AS_OF,
     OP_COUNT,
     OP_GET,
+    OP_HOLD,
     OP_SCAN,
     OP_SCAN_AS_OF,
     OP_SELECT,
@@ -45,7 +46,7 @@ from ackord.wire.messages import (
     is_error,
 )
 
-OPS: Final = (OP_GET, OP_WRITE, OP_SCAN, OP_SELECT, OP_COUNT, OP_AS_OF, OP_SCAN_AS_OF)
+OPS: Final = (OP_GET, OP_WRITE, OP_SCAN, OP_SELECT, OP_COUNT, OP_AS_OF, OP_SCAN_AS_OF, OP_HOLD)
 SWEEP_INTERVAL_S: Final = 0.25  # at most, while anything is under way
 GROUP_OPS_MAX: Final = 1_024
 
@@ -66,6 +67,7 @@ class Batcher:
         self.links: dict[str, NodeLink] = {}
         self.open_count = 0  # operations that have no answer
         self.open_bytes = 0
+        self.on_told: Callable[[NodeLink, Any, Any], None] = lambda link, hold, told: None
         self._environment = environment
         self._transport = transport
         self._chooser = chooser
@@ -172,6 +174,8 @@ class Batcher:
         if self._suspect:
             self._suspect.discard(link.name)
         failed: list[tuple[Operation, Error]] = []
+        if group.op >= OP_HOLD:
+            results = group.unwrapped(link.name, indices, results)
         if indices is None:
             if len(results) != len(group.ops):
                 raise ValueError(f"{len(results)} results for {len(group.ops)} operations")
@@ -198,7 +202,7 @@ class Batcher:
     def _take_results(
         self, kind: int, ops: list[Any], results: list[Any], failed: list[tuple[Operation, Error]]
     ) -> None:
-        is_get = kind in (OP_GET, OP_SELECT)
+        is_get = kind in (OP_GET, OP_SELECT, OP_HOLD)
         for op, result in zip(ops, results, strict=True):
             if op is None:
                 continue

@@ -150,6 +150,7 @@ class Get:
     )
 
     op: int = OP_GET
+    group_kind: type[Group] | None = None  # of what it travels in, if that is special
     size: int = 0  # bytes that it holds while it waits
 
     def __init__(
@@ -342,6 +343,10 @@ class Group:
         self.sent_at = 0.0
         self.reviewed_at = 0.0
 
+    def unwrapped(self, node: str, indices: Any, results: Any) -> Any:
+        """The results as its operations take them."""
+        return results
+
     def take_all(self) -> list[Any]:
         """Takes what is left out of the group."""
         ops = [op for op in self.ops if op is not None]
@@ -405,7 +410,8 @@ def groups_of(
         return select_groups(tablet, ops, count_max)
     if op in (OP_SCAN, OP_COUNT, OP_AS_OF, OP_SCAN_AS_OF):
         count_max = 1
-    return (Group(op, tablet, ops[at : at + count_max]) for at in range(0, len(ops), count_max))
+    kind = ops[0].group_kind or Group
+    return (kind(op, tablet, ops[at : at + count_max]) for at in range(0, len(ops), count_max))
 
 
 def select_groups(tablet: TabletRoute, selects: list[Select], count_max: int) -> Iterator[Group]:

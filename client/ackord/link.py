@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from ackord.calls import Group
@@ -17,7 +18,7 @@ from ackord.routing import backoff_s
 from ackord.transport import Environment, Stream, Transport
 from ackord.wire.frames import encode_frame
 from ackord.wire.limits import Limits
-from ackord.wire.messages import HELLO_REFUSED, WIRE_VERSION, WIRE_VERSION_OLDEST
+from ackord.wire.messages import HELLO_REFUSED, TOLD, WIRE_VERSION, WIRE_VERSION_OLDEST
 
 FRAME_BYTES_TARGET: Final = 1024 * 1024  # groups are put into one frame up to about this size
 QUEUED_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -43,6 +44,10 @@ class LinkOwner(Protocol):
 
     def version_seen(self, version: int) -> None:
         """The cluster's clock, from a hello."""
+
+    @property
+    def on_told(self) -> Callable[[NodeLink, Any, Any], None]:
+        """Gets what the node tells beside answers: ``[tablet, number]`` and ``[seq, version, [key, ...]]`` (R19)."""
 
 
 class NodeLink:
@@ -195,6 +200,9 @@ class NodeLink:
                 if frame and frame[0] == HELLO_REFUSED:
                     raise self._last_words(frame)
                 for rid, indices, results in frame:
+                    if rid == TOLD:
+                        self._owner.on_told(self, indices, results)
+                        continue
                     group = self.inflight[rid]
                     count = self._owner.link_answered(self, group, indices, results)
                     group.unanswered_count -= count

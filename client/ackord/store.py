@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal, overload
 from urllib.parse import urlsplit
 
 from ackord.admin import Admin
 from ackord.batcher import Batcher
+from ackord.cache import CacheOptions
+from ackord.caching import CachedTable, Caching
 from ackord.calls import QueueOptions
 from ackord.errors import Error, InvalidRequest, TableNotFound, Unauthorized, Unavailable
 from ackord.routing import NodeChooser, RoutingTable, TableRoute, backoff_s
@@ -119,6 +121,7 @@ class Store:
         self._turn = 0
         self._is_closed = False
         self._admin = Admin(transport, environment, self._urls_in_order, lambda: self._is_closed)
+        self._caching: Caching | None = None
         self.batcher = Batcher(environment, transport, routing, chooser, self._refresh_soon, queue)
 
     @property
@@ -150,10 +153,23 @@ class Store:
 
     # --------------------------------------------------------------------------------- tables
 
-    def table(self, name: str) -> Table:
+    @overload
+    def table(self, name: str, *, cache: Literal[False] = False) -> Table: ...
+
+    @overload
+    def table(self, name: str, *, cache: Literal[True] | CacheOptions) -> CachedTable: ...
+
+    def table(self, name: str, *, cache: bool | CacheOptions = False) -> Table:
         """A table by name; whether it exists shows at the first use. InvalidRequest if no table can be named
-        so."""
-        return Table(self, check_table_name(name, self.batcher.routing.limits))
+        so. With ``cache`` its ``get`` keeps rows in this process's memory, and stays linearizable: see
+        `CachedTable`."""
+        name = check_table_name(name, self.batcher.routing.limits)
+        if not cache:
+            return Table(self, name)
+        if self._caching is None:
+            self._caching = Caching(self.batcher, self._environment)
+        options = cache if isinstance(cache, CacheOptions) else CacheOptions()
+        return CachedTable(self, name, self._caching, options)
 
     async def create_table(
         self,

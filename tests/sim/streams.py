@@ -66,6 +66,7 @@ class SimEnvironment:
         self._loop = process.loop
         self._rng: random.Random = process.rng
         self.now = process.now
+        self.boot_now = process.now
 
     def jitter(self) -> float:
         return self._rng.random()

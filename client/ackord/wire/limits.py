@@ -52,6 +52,12 @@ class Limits:
     waiting_reads_count: int = 16_384  # reads of one tablet that wait for a pending write
     request_wait_ms: int = 30_000  # the longest that a node holds one request undecided
 
+    # -- caching
+    cache_lease_ms: int = (
+        300  # a client keeps rows so long without asking, and at most confirm_timeout_ms / 3
+    )
+    cached_rows_count: int = 100_000  # rows of one tablet that one client may keep through one node
+
     # -- history
     as_of_ahead_ms: int = 60_000  # how far a version to read as of may lie ahead of the coordinator's clock
     history_rows_count: int = 1_000  # versions in one answer of history

@@ -22,7 +22,15 @@ node arrays of answers, each answer naming the group by its ``rid`` (an int uniq
   the versions below ``before``, newest first; ``next``: the ``before`` of the rest, None if there is none;
 * ``[rid, OP_CELLS, tablet, [key, ...], count_max, start_ms, end_ms]`` -> rows whose columns are lists of
   ``[timestamp_ms, value]``, newest first;
-* ``[rid, OP_SCAN_AS_OF, tablet, start, end, reverse, rows_max, bytes_max, version]`` -> as OP_SCAN.
+* ``[rid, OP_SCAN_AS_OF, tablet, start, end, reverse, rows_max, bytes_max, version]`` -> as OP_SCAN;
+* ``[rid, OP_HOLD, tablet, [key, ...]]`` -> ``[row bytes or None, grant]`` for each key. A grant is ``[number, seconds,
+  version]``: the client may answer from memory, for so long from when it sent this, with all rows that it was granted
+  under this number; the row is read as of that version. None: it may not keep this one;
+* ``[rid, OP_KEEP, tablet, number, seq]`` -> one ``[number, seconds]``, as in a grant, or None: the client has dropped
+  what the messages up to ``seq`` told it to, and asks for more time.
+
+Beside answers a node sends ``[TOLD, [tablet, number], [seq, version, [key, ...]]]``: the client drops these rows, and
+says so with OP_KEEP; what is read of them as of an earlier version must not be kept (rule R19).
 
 The body of a write may begin with what `extras` describes, for example how long the row lives.
 
@@ -59,6 +67,8 @@ OP_AS_OF: Final = 16
 OP_HISTORY: Final = 17
 OP_CELLS: Final = 18
 OP_SCAN_AS_OF: Final = 19
+OP_HOLD: Final = 32
+OP_KEEP: Final = 33
 
 KIND_PUT: Final = 1
 KIND_UPDATE: Final = 2
@@ -77,6 +87,7 @@ RETURN_NEW: Final = 1  # the row that the write leaves
 RETURN_OLD: Final = 2  # the row that it replaced
 
 WHOLE_GROUP: Final = -1  # in the place of the indices: the error of all operations
+TOLD: Final = -2  # in the place of the rid: no answer, but rows that a client must not keep any longer
 HELLO_REFUSED: Final = -1  # in the place of the wire version: [-1, code, message, detail]
 
 CLIENT_ID_BYTES: Final = 16

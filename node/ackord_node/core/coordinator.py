@@ -142,6 +142,8 @@ class Coordinator:
         p.wall_ms = message[8] if len(message) > 8 else 0
         p.authority = max(p.authority, sent_at + self._s.config.timing.lease)
         p.flags = flags
+        if flags & m.FLAG_HOLDERS and p.behind_since != NEVER:
+            p.behind_since = now  # rule R19: it waits for clients, which is bounded, and is not slow itself
         if end < p.confirmed and sent_at > p.confirmed_at:
             self.membership.expel(p, f"its log ends at {end}, but it had confirmed {p.confirmed}")
         elif request >= 0:
@@ -209,7 +211,7 @@ class Coordinator:
         s = self._s
         if not self.is_active or not self.membership.has_minimum:
             return
-        index = s.durable
+        index = s.durable if s.holders.bound is None else min(s.durable, s.holders.bound)  # rule R19
         for member in self.membership.required:
             if member.node != s.node:
                 p = self.progress[member.node]

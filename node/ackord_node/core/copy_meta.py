@@ -13,7 +13,7 @@ from ackord.wire.frames import packb, unpackb
 
 META_FORMAT = 1
 META_FORMAT_OLDEST = 1
-_FIELDS_COUNTS = (13, 14)  # the last one only once the tablet's clock runs
+_FIELDS_COUNTS = (13, 14, 15)  # the last ones only once they say something
 
 
 @dataclass(slots=True)
@@ -35,6 +35,7 @@ class CopyMeta:
     descriptor_version: int = -1
     recovered: int = 0
     clock_ms: int = 0  # of the tablet at ``applied`` (rule R20); written only once it runs
+    hold_ms: int = 0  # the longest lease that a client may have been granted here (rule R19)
 
     def encode(self) -> bytes:
         return packb(
@@ -53,7 +54,8 @@ class CopyMeta:
                 self.descriptor_version,
                 self.recovered,
             ]
-            + [self.clock_ms] * bool(self.clock_ms)
+            + [self.clock_ms] * bool(self.clock_ms or self.hold_ms)
+            + [self.hold_ms] * bool(self.hold_ms)
         )
 
     @classmethod
@@ -95,7 +97,7 @@ class CopyMeta:
             descriptor,
             version,
             rec,
-            raw[13] if len(raw) > 13 else 0,
+            *raw[13:],
         )
 
 

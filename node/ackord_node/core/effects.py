@@ -107,6 +107,18 @@ class Note:
     text: str
 
 
+@dataclass(slots=True)
+class Tell:
+    """A client is to drop these keys from its memory and to say so (rule R19); ``version`` is that of what is to come.
+    ``HolderSaid`` brings its answer."""
+
+    holder: Responder
+    number: int  # of its hold
+    seq: int  # of this message in it
+    version: int
+    keys: list[bytes]
+
+
 Effect = (
     Send
     | Reply
@@ -121,6 +133,7 @@ Effect = (
     | NextChunk
     | CloseSnapshot
     | Note
+    | Tell
 )
 
 
@@ -303,6 +316,22 @@ class Writes:
     wall_ms: int
 
 
+@dataclass(slots=True)
+class HoldsWanted:
+    """A client asks to keep rows of this copy, which has not recorded yet that it lets clients do so (rule R19)."""
+
+
+@dataclass(slots=True)
+class HolderSaid:
+    """A client dropped what it was told to by the messages up to ``seq`` of its hold, and asks for its lease to be
+    extended: the answer is ``[number, seconds]`` or None."""
+
+    request: Responder
+    holder: Responder
+    number: int
+    seq: int
+
+
 Event = (
     Tick
     | Announce
@@ -326,6 +355,8 @@ Event = (
     | HandOver
     | Leave
     | Writes
+    | HoldsWanted
+    | HolderSaid
 )
 
 
@@ -346,4 +377,5 @@ class TabletBatch:
     applied: int = 0
     clock_ms: int = 0  # of the tablet at ``applied`` (rule R20)
     promised: int = 0
+    hold_ms: int = 0  # the longest lease that a client may have been granted (rule R19)
     generation: int = 0  # of the copy; a batch taken before the copy was rebuilt says nothing of the new one

@@ -217,6 +217,7 @@ class Follower:
                 m.FLAG_COORDINATION * s.coordination_up
                 + m.FLAG_FIT * (s.unfit_reason is None)
                 + m.FLAG_STAYS * (not s.is_leaving)
+                + m.FLAG_HOLDERS * (s.holders.bound is not None)
             )
             request = now if wants else -1
             self._promise(now)
@@ -227,6 +228,8 @@ class Follower:
         if s.suspect:
             return
         index = min(s.durable, self.matched)  # more may be on its way to the disk: what is there counts now
+        if s.holders.bound is not None:
+            index = min(index, s.holders.bound)  # rule R19: the rest waits for clients that hold rows
         if index > self._confirmed or (self._confirm_due and index == self.matched):
             self._confirm_due, self._confirmed = index < self.matched, index
             s.send(self.leader, [m.CONFIRM, s.tablet, s.promised, s.copy_id, index], urgent=True)
@@ -304,6 +307,7 @@ class Follower:
             return
         self.lease_until = NO_LEASE
         due = now - self._leave_sent >= s.config.timing.retry_interval
+        due = due and s.holders.latest <= now  # rule R19: clients held rows under the lease that it gives up
         if due and s.is_in_sync and self.leader is not None:
             self._leave_sent = now
             s.send(self.leader, [m.LEAVE, s.tablet, s.promised, s.copy_id], urgent=True)

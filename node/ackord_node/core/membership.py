@@ -201,6 +201,7 @@ class Membership:
         """A replica that rule R10 lets in beside ``rest``."""
         s = self._s
         outstanding = max((q.granted_raw for q in self._progress.values()), default=NEVER)
+        outstanding = max(outstanding, s.holders.latest_raw)  # rule R19: clients of this node hold until then
         for node in self.descriptor.replicas:
             p = self._progress.get(node)
             if p is None or p.copy_id is None or any(x.node == node for x in rest):
@@ -354,7 +355,7 @@ class Membership:
         if self.drain is Drain.LEASES:
             for p in self._progress.values():
                 p.grant = None
-            if any(p.granted_until > now for p in self._progress.values()):
+            if any(p.granted_until > now for p in self._progress.values()) or s.holders.latest > now:
                 return
             is_vain = s.unfit_reason is not None and not self._can_spare_itself()
             if (is_vain or not self._successors()) and not s.is_leaving:

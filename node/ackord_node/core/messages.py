@@ -33,6 +33,7 @@ STOPPING = 14  # 0, 0: the whole node stops; for the runtime, not for a tablet
 FLAG_COORDINATION = 1  # the member reaches the coordination service
 FLAG_FIT = 2  # its disk answers in time and has room
 FLAG_STAYS = 4  # it is not stopping
+FLAG_HOLDERS = 8  # it waits for clients that hold rows (rule R19)
 
 Message = list[Any]
 

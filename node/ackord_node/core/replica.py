@@ -17,6 +17,7 @@ from ackord_node.core import effects as e
 from ackord_node.core import messages as m
 from ackord_node.core.coordinator import Coordinator
 from ackord_node.core.follower import Follower
+from ackord_node.core.holding import Holding
 from ackord_node.core.invariants import check_invariants
 from ackord_node.core.reads import Reads
 from ackord_node.core.state import CoreConfig, RowReader, StoredCopy, TabletState
@@ -45,6 +46,7 @@ class Replica:
         self.follower = Follower(self.state, now)
         self.takeover = Takeover(self.state)
         self.coordinator: Coordinator | None = None
+        self.holding = Holding(self)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             e.Tick: self._tick,
             e.Announce: self._announce,
@@ -68,6 +70,8 @@ class Replica:
             e.HandOver: self._hand_over,
             e.Leave: self._leave,
             e.Writes: self._writes,
+            e.HoldsWanted: self.holding.wanted,
+            e.HolderSaid: self.holding.said,
         }
         self._message_handlers: dict[int, Callable[[e.Received, float], None]] = {
             m.APPEND: lambda r, now: self.follower.append(r.node, r.message, now),
@@ -84,6 +88,7 @@ class Replica:
 
     def step(self, event: e.Event, now: float) -> list[e.Effect]:
         s = self.state
+        s.holders.now = now
         self._handlers[type(event)](event, now)
         self._after(now)
         out = s.out
@@ -114,8 +119,9 @@ class Replica:
     def wake_at(self) -> float:
         """When the next Tick is due at the latest."""
         if self.coordinator is not None:
-            return self.coordinator.wake_at
-        return min(self.takeover.wake_at, self.reads.next_expiry, self._tick_at)
+            return min(self.coordinator.wake_at, self.state.holders.wake_at)
+        holders = self.state.holders
+        return min(self.takeover.wake_at, self.reads.next_expiry, self._tick_at, holders.wake_at)
 
     _tick_at = 0.0
 
@@ -468,6 +474,7 @@ class Replica:
         if event.wall_ms:
             self.state.wall_read(event.wall_ms, now)
         self.reads.refuse(_MOVED, now)
+        self.holding.tick(now)
         if self.coordinator is not None:
             self.coordinator.tick(now)
         else:

@@ -17,6 +17,7 @@ from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.effects import Effect, Note, Persist, ReleaseLock, Send, TabletBatch
 from ackord_node.core.expiry import TabletClock
 from ackord_node.core.history import Moment, Recent, Retention, split_history_key
+from ackord_node.core.holders import Holders
 from ackord_node.core.log import Entry, Log
 from ackord_node.core.messages import Message
 from ackord_node.core.overlay import Overlay
@@ -85,6 +86,10 @@ class TabletState:
         self.out: list[Effect] = []
         self._new_copy_id = new_copy_id
         self._load(copy)
+        # -- clients that keep rows (rule R19)
+        self.holders = Holders(incarnation, config.timing, config.limits, lambda tell: self.out.append(tell))
+        self.hold_ms = self.hold_ms_durable = 0 if copy.is_new else meta.hold_ms
+        self.holders.restarted(self.hold_ms, now)
         # -- promises
         self.promised = self.promised_durable = meta.promised
         self.promise_until = now if copy.is_new else now + config.timing.promise  # rule R7: after a restart
@@ -195,6 +200,8 @@ class TabletState:
         self.overlay.appended(entry)
         self.clock.appended(entry)
         self.last_version = entry.last_version
+        if self.holders.by_key:
+            self.holders.appended(entry)
         self.want_persist()
 
     def cut_log(self, index: int) -> None:
@@ -202,6 +209,7 @@ class TabletState:
         if index <= self.commit:
             raise ValueError(f"cut at {index}, but {self.commit} is committed")
         self.log.cut(index)
+        self.holders.cut(index)
         pending = [e for e in self.log.entries if e.index > self.commit]
         self.overlay.rebuilt(pending)
         self.clock.rebuilt(pending)
@@ -248,6 +256,7 @@ class TabletState:
         self.filling = filling
         self.suspect = False
         self.log.reset(0, 0)
+        self.holders.cut(0)
         self.overlay.clear()
         self.recent.clear()
         self.clock.filled(0)
@@ -332,6 +341,7 @@ class TabletState:
         self._take_trim(batch)
         batch.meta, self._meta_dirty = self.meta().encode(), False
         batch.clock_ms = self.clock.at_store
+        batch.hold_ms = self.hold_ms
         self._in_flight, self._durable_cap = batch, None
         return batch
 
@@ -375,6 +385,7 @@ class TabletState:
             descriptor_version=self.descriptor_version,
             recovered=self.recovered,
             clock_ms=self.clock.at_store,
+            hold_ms=self.hold_ms,
         )
 
     def _encoded_descriptor(self) -> bytes | None:
@@ -386,6 +397,7 @@ class TabletState:
         """The batch is on disk."""
         self._in_flight = None
         self.promised_durable = max(self.promised_durable, batch.promised)
+        self.hold_ms_durable = max(self.hold_ms_durable, batch.hold_ms)
         if batch.generation == self.generation:
             self.copy_is_stored = True
             end = batch.end if self._durable_cap is None else min(batch.end, self._durable_cap)

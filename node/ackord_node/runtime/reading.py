@@ -10,10 +10,13 @@ from ackord.wire.messages import (
     OP_COUNT,
     OP_GET,
     OP_HISTORY,
+    OP_HOLD,
+    OP_KEEP,
     OP_SCAN,
     OP_SCAN_AS_OF,
     OP_SELECT,
 )
+from ackord_node.runtime.holds import hold_rows, keep
 from ackord_node.runtime.scan import Range
 from ackord_node.runtime.service import Respond
 from ackord_node.runtime.tablet_host import TabletHost
@@ -32,6 +35,10 @@ def take_read(host: TabletHost, group: list[Any], respond: Respond) -> bool:
         host.count(rid, group[3], group[4], group[5], respond)
     elif op in (OP_AS_OF, OP_HISTORY, OP_CELLS, OP_SCAN_AS_OF):
         host.versions.take(group, respond)
+    elif op == OP_HOLD:
+        hold_rows(host, rid, group[3], respond)
+    elif op == OP_KEEP:
+        keep(host, rid, group[3], group[4], respond)
     else:
         return False
     return True

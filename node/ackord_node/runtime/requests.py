@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ackord.wire.messages import TOLD
+from ackord_node.core.effects import Tell
 from ackord_node.runtime.service import Respond
 
 
@@ -50,3 +52,13 @@ class Subset:
     def answer(self, indices: list[int] | None, results: list[Any]) -> None:
         places = self._places if indices is None else [self._places[at] for at in indices]
         self._request.answer(places, results)
+
+
+def tell_holder(tablet: int) -> Callable[[Tell], None]:
+    """What carries out ``Tell``: a holder is known by what answers its stream's requests."""
+
+    def tell(effect: Tell) -> None:
+        push: Any = effect.holder
+        push([TOLD, [tablet, effect.number], [effect.seq, effect.version, effect.keys]])
+
+    return tell

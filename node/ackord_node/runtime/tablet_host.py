@@ -34,7 +34,7 @@ from ackord_node.ports import (
 )
 from ackord_node.runtime.collector import Collector
 from ackord_node.runtime.committer import Committer, Source
-from ackord_node.runtime.requests import Deferred, Request, Subset
+from ackord_node.runtime.requests import Deferred, Request, Subset, tell_holder
 from ackord_node.runtime.scan import Range, Selection, count, page
 from ackord_node.runtime.service import Respond
 from ackord_node.runtime.snapshots import Snapshots
@@ -111,6 +111,7 @@ class TabletHost(Source):
         self._around = around
         self._schema = schema
         self._clock = around.clock
+        self.now = around.clock.now
         self._events: deque[e.Event] = deque()
         self._is_stepping = False
         self._is_closed = False
@@ -134,6 +135,7 @@ class TabletHost(Source):
             e.OpenSnapshot: lambda x: around.spawn(self._snapshots.open(x.node, x.snapshot_id)),
             e.NextChunk: lambda x: self._snapshots.next_chunk(x.node, x.snapshot_id),
             e.CloseSnapshot: lambda x: self._snapshots.close(x.node, x.snapshot_id),
+            e.Tell: tell_holder(self.tablet),
             e.Note: lambda x: log.log(getattr(logging, x.level.upper()), "%s", x.text),
         }
 

@@ -28,6 +28,8 @@ from ackord.wire.messages import (
     OP_COUNT,
     OP_GET,
     OP_HISTORY,
+    OP_HOLD,
+    OP_KEEP,
     OP_SCAN,
     OP_SCAN_AS_OF,
     OP_SELECT,
@@ -39,7 +41,7 @@ from ackord.wire.messages import (
 INT64_MAX = 2**63 - 1
 _VERSION_ITEMS = {OP_AS_OF: 5, OP_HISTORY: 6, OP_CELLS: 7, OP_SCAN_AS_OF: 9}
 _GET_ITEMS, _WRITE_ITEMS, _SCAN_ITEMS, _OP_ITEMS = 4, 7, 8, 7
-_SELECT_ITEMS, _COUNT_ITEMS = 6, 6
+_SELECT_ITEMS, _COUNT_ITEMS, _KEEP_ITEMS = 6, 6, 5
 
 
 class GroupChecker:
@@ -71,8 +73,10 @@ class GroupChecker:
             raise _bad("tablet", f"the tablet {_shown(tablet)} is not a positive integer")
         if op == OP_WRITE:
             return self._check_write(group)
-        if op == OP_GET:
+        if op in (OP_GET, OP_HOLD):
             return self._check_get(group)
+        if op == OP_KEEP:
+            return _check_keep(group)
         if op == OP_SCAN:
             return self._check_scan(group)
         if op == OP_SELECT:
@@ -115,7 +119,7 @@ class GroupChecker:
 
     def _check_get(self, group: list[Any]) -> int:
         if len(group) != _GET_ITEMS:
-            raise _bad("group", "a GET is [rid, 1, tablet, [key, ...]]")
+            raise _bad("group", "a GET or a HOLD is [rid, op, tablet, [key, ...]]")
         return self._check_keys(group[3])
 
     def _check_select(self, group: list[Any]) -> int:
@@ -319,6 +323,14 @@ class GroupChecker:
             return _bad("body", f"the body of a write is bytes, not {type(body).__name__}")
         most = self._row_bytes_max
         return _bad("body", f"a row of {len(body)} bytes is over the limit row_bytes of {most}", most)
+
+
+def _check_keep(group: list[Any]) -> int:
+    if len(group) != _KEEP_ITEMS:
+        raise _bad("group", "a KEEP is [rid, 33, tablet, number, seq]")
+    for value in group[3:]:
+        _check_version(value)
+    return 1
 
 
 def _without_returning(op: Any) -> list[Any]:

@@ -28,11 +28,14 @@ from ackord.wire.messages import (
     OP_COUNT,
     OP_GET,
     OP_HISTORY,
+    OP_HOLD,
+    OP_KEEP,
     OP_SCAN,
     OP_SCAN_AS_OF,
     OP_SELECT,
     OP_WRITE,
     STREAM_CONTENT_TYPE,
+    TOLD,
     WHOLE_GROUP,
     WIRE_VERSION,
     WIRE_VERSION_OLDEST,
@@ -56,6 +59,8 @@ OP_NAMES = {
     OP_SELECT: "get",
     OP_AS_OF: "get",
     OP_CELLS: "get",
+    OP_HOLD: "get",
+    OP_KEEP: "keep",
     OP_HISTORY: "history",
     OP_WRITE: "write",
     OP_SCAN: "scan",
@@ -258,6 +263,8 @@ class ClientStream:
         rid, indices, results = entry
         group = self._groups.get(rid)
         if group is None:
+            if rid == TOLD and not self._is_finishing:
+                self._queue(entry)  # for a client that keeps rows (rule R19), not an answer
             return  # the stream has ended
         op = group[1]
         if indices == WHOLE_GROUP:
