@@ -27,7 +27,7 @@ from ackord_node.runtime.catalogue import Catalogue, TableRecord
 from ackord_node.runtime.committer import Committer
 from ackord_node.runtime.engine_thread import EngineWorker
 from ackord_node.runtime.health import Health
-from ackord_node.runtime.identity import CoordinationEmptied, Facts, IdentityError, join_cluster, load_copy
+from ackord_node.runtime.identity import CoordinationEmptied, Facts, join_cluster, load_copy
 from ackord_node.runtime.observer import Observer
 from ackord_node.runtime.reading import take_read
 from ackord_node.runtime.recovery import Recovery
@@ -496,6 +496,3 @@ class Node:
 
     async def recover(self, request: dict[str, Any]) -> dict[str, Any]:
         return await self.recovery.run(request)
-
-
-__all__ = ["IdentityError", "Node"]
