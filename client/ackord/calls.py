@@ -307,7 +307,8 @@ class ScanAsOf(Scan):
 
 
 class Count(Scan):
-    """How many rows there are in a stretch of the range. ``selection`` is ``[where]``."""
+    """How many rows there are in a stretch of the range. ``selection`` is ``[where]``, or ``[where, version]``: how
+    many there were then."""
 
     __slots__ = ()
 

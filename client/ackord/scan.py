@@ -280,10 +280,17 @@ class Scan:
 
 
 async def count_rows(
-    store: Store, name: str, bounds: Bounds, where: Expression | None, timeout: float | None
+    store: Store,
+    name: str,
+    bounds: Bounds,
+    where: Expression | None,
+    timeout: float | None,
+    as_of: int | None,
 ) -> int:
     """How many rows of the range there are, a bounded number of tablets at a time."""
-    expression = encode_where(where, store.batcher.routing.limits)
+    selection: list[Any] = [encode_where(where, store.batcher.routing.limits)]
+    if as_of is not None:
+        selection.append(check_version("as_of", as_of))
     table = await store.find_table(name, store.deadline(timeout))
     start, end = bounds.encode(table)
     parts: list[KeyRange] = []
@@ -296,7 +303,7 @@ async def count_rows(
     left = iter(parts)
 
     async def work() -> int:
-        return sum([await _count_part(store, table, part, expression, timeout) for part in left])
+        return sum([await _count_part(store, table, part, selection, timeout) for part in left])
 
     tasks = [store.loop.create_task(work()) for _ in range(min(COUNTS_AT_ONCE, len(parts)))]
     try:
@@ -307,7 +314,7 @@ async def count_rows(
 
 
 async def _count_part(
-    store: Store, table: TableRoute, part: KeyRange, where: bytes | None, timeout: float | None
+    store: Store, table: TableRoute, part: KeyRange, selection: list[Any], timeout: float | None
 ) -> int:
     """Of one tablet's part of the range, stretch by stretch; ``timeout`` is for each of them."""
     total = 0
@@ -317,7 +324,7 @@ async def _count_part(
         tablet = table.tablet_of(start)
         op = Count(many.future, table, tablet, (), start, store.deadline(timeout), many, 0)
         op.start, op.end = start, part[1]
-        op.selection = [where]
+        op.selection = selection
         store.batcher.add(op)
         (answer,) = await many.future
         if isinstance(answer, Error):

@@ -19,7 +19,15 @@ from ackord.operations import (
 from ackord.row import Row, Written
 from ackord.scan import Bounds, Scan, check_names, count_rows
 from ackord.transaction import Transaction, transact, write_atomically
-from ackord.versions import HISTORY_COUNT, Version, check_alone, read_as_of, read_cells, read_history
+from ackord.versions import (
+    HISTORY_COUNT,
+    Version,
+    check_alone,
+    read_as_of,
+    read_cells,
+    read_history,
+    read_many_as_of,
+)
 from ackord.wire.limits import Limits
 from ackord.writing import add_one, bounded, write_each, write_op
 
@@ -116,12 +124,16 @@ class Table:
         *,
         where: Expression | None = None,
         columns: Sequence[str] | None = None,
+        as_of: int | None = None,
         timeout: float | None = None,
     ) -> list[Row | None]:
         """The rows of up to 200 keys, in the order of the keys, None where there is no row (of which ``where``
         holds). Each row is read linearizably, all of them not at one instant. Raises the first row's error if any
-        could not be read."""
+        could not be read. ``as_of``: what they all were at this version."""
         store = self._store
+        if as_of is not None:
+            check_alone(as_of, None, None, where, columns)
+            return await read_many_as_of(store, self.name, keys, as_of, timeout)
         deadline = store.deadline(timeout)
         table = await store.find_table(self.name, deadline)
         wanted = bounded(keys, "keys", store.batcher.routing.limits.batch_rows_count)
@@ -197,12 +209,14 @@ class Table:
         end: Any = None,
         end_at: Any = None,
         where: Expression | None = None,
+        as_of: int | None = None,
         timeout: float | None = None,
     ) -> int:
         """How many rows of the range there are (of which ``where`` holds), counted at the server in stretches of
-        2,000 rows; ``timeout`` is for each of them. What is written meanwhile may be counted or not."""
+        2,000 rows; ``timeout`` is for each of them. What is written meanwhile may be counted or not. ``as_of``: how
+        many there were at that version, exactly; VersionCollected."""
         bounds = Bounds(prefix, start, start_after, end, end_at)
-        return await count_rows(self._store, self.name, bounds, where, timeout)
+        return await count_rows(self._store, self.name, bounds, where, timeout, as_of)
 
     # --------------------------------------------------------------------------------- writes
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ackord.calls import Query
-from ackord.errors import InvalidRequest
+from ackord.calls import Many, Query
+from ackord.errors import Error, InvalidRequest
+from ackord.operations import key_tuple
 from ackord.row import CellRow, Row
 from ackord.wire.keys import INT64_MAX, INT64_MIN
 from ackord.wire.messages import OP_AS_OF, OP_CELLS, OP_HISTORY
+from ackord.writing import add_one, bounded
 
 if TYPE_CHECKING:
     from ackord.store import Store
@@ -34,6 +37,30 @@ async def read_as_of(store: Store, name: str, key: Any, as_of: int, timeout: flo
     query, encoded = await _query(store, name, key, timeout)
     raw = await _ask(store, query, OP_AS_OF, [encoded], as_of)
     return None if raw is None else Row(query.key, raw)
+
+
+async def read_many_as_of(
+    store: Store, name: str, keys: Iterable[Any], as_of: int, timeout: float | None
+) -> list[Row | None]:
+    """In the order of the keys; the first row's error if there is one."""
+    check_version("as_of", as_of)
+    deadline = store.deadline(timeout)
+    table = await store.find_table(name, deadline)
+    keys_max = store.batcher.routing.limits.batch_rows_count
+    wanted = [(key_tuple(key), table.key.encode(key)) for key in bounded(keys, "keys", keys_max)]
+    if not wanted:
+        return []
+    many = Many(store.loop.create_future(), len(wanted))
+    for index, (key, raw) in enumerate(wanted):
+        query = Query(many.future, table, table.tablet_of(raw), key, raw, deadline, many, index)
+        query.code, query.parts = OP_AS_OF, [[raw], as_of]
+        add_one(store, query, many, index)
+    rows: list[Row | None] = []
+    for (key, _), result in zip(wanted, await many.future, strict=True):
+        if isinstance(result, Error):
+            raise result
+        rows.append(None if result is None else Row(key, result))
+    return rows
 
 
 async def read_cells(
@@ -116,10 +143,8 @@ async def _query(store: Store, name: str, key: Any, timeout: float | None) -> tu
     deadline = store.deadline(timeout)
     table = await store.find_table(name, deadline)
     encoded = table.key.encode(key)
-    parts = key if type(key) is tuple else tuple(key) if type(key) is list else (key,)
-    return Query(
-        store.loop.create_future(), table, table.tablet_of(encoded), parts, encoded, deadline
-    ), encoded
+    future = store.loop.create_future()
+    return Query(future, table, table.tablet_of(encoded), key_tuple(key), encoded, deadline), encoded
 
 
 async def _ask(store: Store, query: Query, code: int, *parts: Any) -> Any:

@@ -135,10 +135,48 @@ async def test_a_scan_as_of_a_version_is_what_the_rows_were(store: ackord.Store)
     rows = await table.scan(("a",), as_of=version, where=ackord.col("n") < 5, columns=["n"]).rows()
     assert [row["n"] for row in rows] == [0, 1, 2, 3, 4]
     assert len(await table.scan().rows()) == 60
+    found = await table.get_many([*keys, ("a", 99)], as_of=version)
+    assert [row and row["n"] for row in found] == [*(key[1] for key in keys), None]
+    assert [row.key for row in found if row is not None] == keys
+    assert (await table.count(), await table.count(as_of=version)) == (60, 60)
+    assert await table.count(("a",), as_of=version) == 30
+    assert await table.count(start=("a", 25), end=("z", 5), as_of=version) == 10
+    assert await table.count(as_of=version, where=ackord.col("n") >= 100) == 0
+    assert await table.count(where=ackord.col("n") >= 100) == 10
+    assert await table.count(as_of=version, where=ackord.key("n") < 5) == 10
+    assert await table.get_many([], as_of=version) == []
     for _ in range(4):
         await table.update(("z", 1), increment={"n": 1})
     with pytest.raises(ackord.VersionCollected):
         await table.scan(as_of=version).rows()
+    with pytest.raises(ackord.VersionCollected):
+        await table.count(as_of=version)
+    assert await table.count(("a",), as_of=version) == 30
+    with pytest.raises(ackord.VersionCollected):
+        await table.get_many([("a", 1), ("z", 1)], as_of=version)
+    for wrong in (-1, "1", True):
+        with pytest.raises(ackord.InvalidRequest, match="as_of"):
+            await table.get_many([("a", 1)], as_of=wrong)  # type: ignore[arg-type]
+        with pytest.raises(ackord.InvalidRequest, match="as_of"):
+            await table.count(as_of=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ackord.InvalidRequest, match="where or columns"):
+        await table.get_many([("a", 1)], as_of=version, columns=["n"])
+
+
+async def test_a_long_range_is_counted_as_it_was(store: ackord.Store) -> None:
+    """In several stretches, while it changes."""
+    table = await new_table(store, keep_versions=2)
+    keys = [("a", n) for n in range(2_500)]
+    for at in range(0, len(keys), 200):
+        await table.write_many([ackord.Put(key, {"n": key[1]}) for key in keys[at : at + 200]])
+    last = await table.put(("z", 0), {"n": 0})
+    version = max(last, *[row.version async for row in table.scan(("a",))])
+    count = asyncio.create_task(table.count(as_of=version))
+    for at in range(0, 1_000, 200):
+        await table.write_many([ackord.Delete(key) for key in keys[at : at + 200]])
+    assert await count == 2_501
+    assert await table.count(as_of=version) == 2_501
+    assert await table.count() == 1_501
 
 
 async def test_a_table_that_keeps_no_versions_answers_only_for_the_present(store: ackord.Store) -> None:
@@ -316,6 +354,10 @@ async def test_plain_http_reads_versions_and_writes_with_a_ttl(
                 assert [value for _, value in (await answer.json())["cells"]["n"]] == [12]
             async with http.get(f"{node}/v1/tables/web/rows", params={"as_of": versions[2]}) as answer:
                 assert [item["columns"] for item in (await answer.json())["rows"]] == [{"n": 2}]
+            for version, status in ((versions[2], 200), (versions[0], 410)):
+                async with http.get(f"{node}/v1/tables/web/count", params={"as_of": version}) as answer:
+                    assert answer.status == status
+                    assert status != 200 or await answer.json() == {"count": 1, "next": None}
             async with http.get(row, params={"as_of": versions[0], "history": 1}) as answer:
                 assert answer.status == 400
         async with http.put(row, params={"ttl": "1.5"}, json={"n": 1}) as answer:
@@ -344,6 +386,16 @@ async def test_the_command_line_reads_versions(cluster: RealCluster) -> None:
         ackord_cli("put", "shell", "a", "--set", "n=2", "--ttl", "600")
         ackord_cli("put", "shell", "a", "--set", "n=10", "--if-version", first, "--on-conflict", "merge")
         assert json.loads(ackord_cli("get", "shell", "a", "--as-of", first, "--json"))["columns"] == {"n": 1}
+        ackord_cli("put", "shell", "b", "--set", "n=7")
+        found = [
+            json.loads(line)["columns"]
+            for line in ackord_cli("scan", "shell", "--json", "--as-of", first).splitlines()
+        ]
+        assert found == [{"n": 1}]
+        assert [ackord_cli("count", "shell", *words).strip() for words in ((), ("--as-of", first))] == [
+            "2",
+            "1",
+        ]
         lines = ackord_cli("history", "shell", "a", "--json").splitlines()
         assert [json.loads(line)["columns"] for line in lines] == [{"n": 11}, {"n": 2}, {"n": 1}]
 

@@ -24,7 +24,7 @@ from ackord.wire.values import decode_columns, encode_columns, encode_update
 from tests.scenario.test_requests import send
 from tests.support.core_clients import Client, Op
 from tests.support.core_cluster import Cluster
-from tests.support.core_script import CONFIRM, drops, flows, formed, well
+from tests.support.core_script import BEACON_CONFIRM, CONFIRM, drops, flows, formed, well
 
 SCHEMA = KeySchema((("k", "bytes"), ("n", "auto")))
 PREFIX = SCHEMA.encode_auto((b"p", AUTO))
@@ -157,6 +157,63 @@ def test_a_number_never_overwrites_a_row_that_was_put_by_hand() -> None:
     assert decode_columns(c.oracle.rows[by_hand][8:]) == {"by": "hand"}
     c.put_done()
     assert send(c, client, op) > ahead > reached
+    well(c)
+
+
+def taken_next(c: Cluster, client: Client, seconds: float = 0.5) -> Any:
+    """The number that the table gives next is put by hand; the answer to that. (The clock has come so far.)"""
+    state = c.leader().core.state
+    ahead = max(state.last_version + 2, ((c.wall_ms() + 10_000) << 16))
+    by_hand = client.op(KIND_PUT, SCHEMA.encode((b"p", ahead)), encode_columns({"by": "hand"}))
+    answer = send(c, client, by_hand, seconds=seconds)
+    state.last_version = ahead - 1
+    return answer
+
+
+def test_that_a_number_is_taken_is_said_only_once_the_row_is_committed() -> None:
+    """Rule R12: the row may never be."""
+    c = formed(schema=SCHEMA)
+    first, second = c.clients[0], c.clients[1]
+    send(c, second, numbered(second))
+    drops(c, CONFIRM)
+    assert taken_next(c, first, 0.1) is None
+    op = numbered(second)
+    attempt = second.send([op], "n1")
+    c.run(0.1)
+    assert attempt.answers == {}
+    flows(c)
+    c.run_until(lambda: bool(attempt.answers), 3)
+    assert attempt.answers[0][2]["reason"] == "number_taken"
+    well(c)
+
+
+def test_that_a_number_is_taken_needs_the_right_to_answer() -> None:
+    """Rules R5 and R12."""
+    c = formed(schema=SCHEMA)
+    client = c.clients[0]
+    send(c, client, numbered(client))
+    assert isinstance(taken_next(c, client), int)
+    c.run(0.3)
+    drops(c, BEACON_CONFIRM)
+    c.run_until(lambda: not c.leader().core.may_read(c.leader().clock()), 3)
+    answer = send(c, client, numbered(client), seconds=0.05)
+    assert answer[2]["reason"] == "no_authority"
+    well(c)
+
+
+def test_a_retry_that_meets_a_taken_number_gets_the_next_one() -> None:
+    """Rule R16: a refusal that a retry may overcome is not kept as the write's result."""
+    c = formed(schema=SCHEMA)
+    client = c.clients[0]
+    send(c, client, numbered(client))
+    assert isinstance(taken_next(c, client), int)
+    op = numbered(client)
+    op.attempts = 1  # one was sent, and never answered
+    op.since[1] = 0
+    refused = send(c, client, op)
+    assert refused[2]["reason"] == "number_taken"
+    c.put_done()
+    assert isinstance(send(c, client, op), int)
     well(c)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ackord.errors import Conflict, OutcomeUnknown, Unavailable, VersionCollected
+from ackord.errors import Conflict, InvalidRequest, OutcomeUnknown, Unavailable, VersionCollected
 from ackord.wire.extras import encode_extras
 from ackord.wire.messages import (
     COND_IF_ABSENT,
@@ -183,6 +183,21 @@ def test_rows_expire_after_a_takeover_and_a_restart_of_all() -> None:
     well(c)
 
 
+def test_a_row_that_is_written_after_a_takeover_lives_its_time_though_the_wall_clock_is_behind() -> None:
+    """Its version, from which its time counts, is not below the tablet's clock."""
+    c = formed(options=TableOptions(ttl=4.0))
+    put(c, 1, {"n": 1})
+    c.run_until(lambda: row_at(c.leader()) is None, 10)
+    for node in c.nodes.values():
+        node.wall_skew_ms -= 60_000
+    lead(c, "n2")
+    put(c, 2, {"n": 2})
+    assert row_at(c.leader()) == {"n": 2}
+    c.run(3.0)
+    assert all(row_at(node) == {"n": 2} for node in c.nodes.values())
+    well(c)
+
+
 @pytest.mark.parametrize("who", ["n1", "n2"])
 def test_a_jump_of_one_wall_clock_expires_nothing(who: str) -> None:
     """The coordinator's or a member's."""
@@ -329,6 +344,31 @@ def test_no_sides_update_is_lost_under_takeovers(seed: int) -> None:
     assert all(isinstance(call.result, int) for call in calls), [call.result for call in calls]
     assert len({call.result for call in calls}) == 60
     assert row_at(c.leader()) == {"n": 60, "s": list(range(0, 60, 2))}
+    well(c)
+
+
+def test_a_merge_is_from_a_version_of_its_row() -> None:
+    """Another number may be one that a replica that lags still takes for an older version."""
+    c = formed(options=TableOptions(keep_versions=5, merge={"n": "sum"}))
+    base = put(c, 1, {"n": 1})
+    put(c, 2, {"n": 2})
+    error = write(c, b"merger", 1, KIND_PUT, encode_columns({"n": 5}), COND_MERGE, base + 1)
+    assert error[0] == InvalidRequest.code
+    error = write(c, b"merger", 2, KIND_PUT, encode_columns({"n": 5}), COND_MERGE, base + (50_000 << 16))
+    assert error[0] == VersionCollected.code
+    assert row_at(c.leader()) == {"n": 2}
+    well(c)
+
+
+def test_a_base_that_has_expired_is_an_error() -> None:
+    """It may have been forgotten elsewhere; what it held is not to come back."""
+    c = formed(options=TableOptions(keep_versions=5, merge={"n": "sum"}))
+    base = put(c, 1, {"n": 7}, ttl=2.0)
+    c.run_until(lambda: row_at(c.leader()) is None, 10)
+    put(c, 2, {"n": 2})
+    error = write(c, b"merger", 1, KIND_PUT, encode_columns({"n": 8}), COND_MERGE, base)
+    assert error[0] == VersionCollected.code
+    assert row_at(c.leader()) == {"n": 2}
     well(c)
 
 

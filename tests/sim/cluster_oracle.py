@@ -271,8 +271,9 @@ class ClusterOracle:
         for table in tables:
             for tablet in table.tablets:
                 truth = self.prefix.tablets.get(tablet.id)
-                for key, versions in truth.rows.items() if truth is not None else ():
-                    yield table, truth, key, versions
+                if truth is not None:
+                    for key, versions in truth.rows.items():
+                        yield table, truth, key, versions
 
 
 # ------------------------------------------------------------------------- no read of uncommitted data
@@ -333,8 +334,8 @@ def compare_engines(
         for name in names[1:]:
             reports += _differences(f"tablet {tablet:x}: rows", names[0], name, rows[names[0]], rows[name])
             if retention is not None:
-                one, other = _unremovable(engines, tablet, retention, versions, (names[0], name))
-                reports += _differences(f"tablet {tablet:x}: versions", names[0], name, one, other)
+                ours, theirs = _unremovable(engines, tablet, retention, versions, (names[0], name))
+                reports += _differences(f"tablet {tablet:x}: versions", names[0], name, ours, theirs)
             both = logs[names[0]].keys() & logs[name].keys()
             one, other = ({index: logs[n][index] for index in both} for n in (names[0], name))
             reports += _differences(f"tablet {tablet:x}: log", names[0], name, one, other)

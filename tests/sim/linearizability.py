@@ -176,7 +176,7 @@ def where_holds(where: Sequence[Any], columns: Frozen | None) -> bool:
     name, comparison, wanted = where
     seen = dict(columns or ())
     if comparison == "exists":
-        return (name in seen) == wanted
+        return (name in seen) is bool(wanted)
     if comparison == "==":
         return name in seen and bool(seen[name] == wanted)
     return name in seen and bool(seen[name] >= wanted)

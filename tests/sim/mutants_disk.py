@@ -97,6 +97,17 @@ MUTANTS = [
     ),
     mutant(
         "R12",
+        "taken_number_is_said_at_once",
+        "scenario/test_row_operations.py::test_that_a_number_is_taken_is_said_only_once_the_row_is_committed",
+        (
+            WRITES,
+            "WritePath._judge",
+            "if not self._refused(",
+            "if error.retriable and not verdicts.at_once(at, error_to_wire(error)) or not self._refused(",
+        ),
+    ),
+    mutant(
+        "R12",
         "duplicate_without_right",
         UNIT_WRITES + "a_duplicate_of_what_is_done_needs_the_right_to_answer",
         (WRITES, "WritePath._answer_known", "if not may_answer:", "if False:"),

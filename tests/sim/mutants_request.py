@@ -114,7 +114,7 @@ MUTANTS = [
         "R16",
         "refusal_not_recorded",
         SCENARIO_REQUESTS + "a_refusal_is_recorded_once_an_earlier_attempt_may_be_under_way",
-        (WRITES, "WritePath._refused", "if known is None or op[6] <= 1:", "if True:"),
+        (WRITES, "WritePath._refused", "if known is None or op[6] <= 1 or error.retriable:", "if True:"),
     ),
     mutant(
         "R16",
@@ -127,6 +127,12 @@ MUTANTS = [
         "sdk_runs_again_under_a_new_id",
         "unit/test_routing.py::test_a_refused_id_is_renewed_only_if_no_attempt_can_have_happened[client_collected]",
         ("ackord.routing", "after_failure", "Next(retry=not unknown_before,", "Next(retry=True,"),
+    ),
+    mutant(
+        "R16",
+        "taken_number_is_recorded_as_a_refusal",
+        "scenario/test_row_operations.py::test_a_retry_that_meets_a_taken_number_gets_the_next_one",
+        (WRITES, "WritePath._refused", " or error.retriable", ""),
     ),
     # ----------------------------------------------------------------------------------------- R17
     mutant(

@@ -291,6 +291,12 @@ MUTANTS = [
         (MEMBERSHIP, "Membership.may_grant", "and (self.proposed is None or member in self.proposed)", ""),
     ),
     mutant(
+        "R13",
+        "granted_to_an_expelled_member",
+        UNIT_MEMBERS + "an_expelled_member_is_granted_nothing_from_that_moment_on",
+        (MEMBERSHIP, "Membership.may_grant", "and not p.expelled", ""),
+    ),
+    mutant(
         "R9",
         "late_farewell",
         SCENARIO_MEMBERS + "a_late_farewell_of_an_earlier_run_does_not_end_the_lease_of_a_later_one",

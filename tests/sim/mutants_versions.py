@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from tests.sim.mutant import Mutant, mutant
+from tests.sim.mutant import WRITES, Mutant, mutant
 
 EXPIRY = "ackord_node.core.expiry"
+JUDGING = "ackord_node.core.judging"
+VERSION_READS = "ackord_node.runtime.version_reads"
 READS = "ackord_node.core.reads"
 UNIT_EXPIRY = "unit/test_core_expiry.py::test_"
+UNIT_VERSION_READS = "unit/test_version_reads.py::test_"
 SCENARIO_VERSIONS = "scenario/test_versions.py::test_"
 
 MUTANTS: list[Mutant] = [
@@ -88,6 +91,75 @@ MUTANTS: list[Mutant] = [
             "Coordinator.advance_version",
             "if version > s.last_version",
             "if False",
+        ),
+    ),
+    mutant(
+        "R20",
+        "versions_removed_by_a_clock_that_may_go_back",
+        "unit/test_collector.py::test_nothing_is_removed_by_a_reading_of_the_clock_that_is_not_durable_here",
+        (
+            "ackord_node.runtime.collector",
+            "Collector._step",
+            "state.clock.durable, self._position",
+            "state.clock.at_end, self._position",
+        ),
+    ),
+    mutant(
+        "R20",
+        "versions_below_the_clock",
+        SCENARIO_VERSIONS
+        + "a_row_that_is_written_after_a_takeover_lives_its_time_though_the_wall_clock_is_behind",
+        (WRITES, "WritePath._new_draft", ", s.clock.at_end << 16", ""),
+    ),
+    mutant(
+        "R20",
+        "merge_from_a_base_that_is_not_kept",
+        SCENARIO_VERSIONS + "a_collected_base_is_an_error_and_not_a_wrong_merge",
+        (JUDGING, "Judge._base", "if s.retention.kept(found, s.clock.at_end):", "if True:"),
+    ),
+    mutant(
+        "R20",
+        "merge_from_no_version_of_the_row",
+        SCENARIO_VERSIONS + "a_merge_is_from_a_version_of_its_row",
+        (JUDGING, "Judge._base", "if found.version != version:", "if False:"),
+    ),
+    mutant(
+        "R20",
+        "merge_from_a_base_that_has_expired",
+        SCENARIO_VERSIONS + "a_base_that_has_expired_is_an_error",
+        (
+            JUDGING,
+            "Judge._base",
+            "if found.row is None or not s.clock.hides(found.row, s.clock.at_end):",
+            "if True:",
+        ),
+    ),
+    mutant(
+        "R20",
+        "as_of_beside_a_pending_clock",
+        UNIT_VERSION_READS + "a_read_as_of_a_version_waits_for_a_pending_reading_of_the_clock",
+        (
+            VERSION_READS,
+            "VersionReads._when_settled",
+            "as_of > s.commit_version or (is_member and s.clock.at_end > s.clock.at_commit)",
+            "as_of > s.commit_version",
+        ),
+    ),
+    mutant(
+        "R20",
+        "as_of_what_is_not_committed",
+        UNIT_VERSION_READS + "a_read_as_of_a_version_waits_until_that_is_committed",
+        (
+            VERSION_READS,
+            "VersionReads._when_settled",
+            "is_pending = as_of > s.commit_version or (",
+            "is_pending = (",
+        ),
+        (
+            VERSION_READS,
+            "VersionReads._when_settled",
+            "if as_of is not None and as_of > s.commit_version:",
+            "if False:",
         ),
     ),
 ]

@@ -5,7 +5,16 @@ from __future__ import annotations
 import click
 
 from ackord.cli.connection import with_store
-from ackord.cli.rows import KeyCommand, judged, key_argument, range_options, route_of, show_row, where_option
+from ackord.cli.rows import (
+    KeyCommand,
+    as_of_option,
+    judged,
+    key_argument,
+    range_options,
+    route_of,
+    show_row,
+    where_option,
+)
 from ackord.cli.text import parse_assignments, parse_key, parse_prefix
 from ackord.cli.where import parse_where
 from ackord.row import Written
@@ -81,8 +90,14 @@ def update(
 @click.argument("table")
 @range_options
 @where_option("Only rows of which this holds.")
+@as_of_option("The rows that there were at this version.")
 def count(
-    table: str, prefix: tuple[str, ...], start: tuple[str, ...], end: tuple[str, ...], where: str | None
+    table: str,
+    prefix: tuple[str, ...],
+    start: tuple[str, ...],
+    end: tuple[str, ...],
+    where: str | None,
+    as_of: int | None,
 ) -> None:
     """Print how many rows TABLE has, all or of a range."""
 
@@ -93,6 +108,7 @@ def count(
             start=parse_prefix(route.key, start) or None,
             end=parse_prefix(route.key, end) or None,
             where=parse_where(where),
+            as_of=as_of,
         )
 
     click.echo(str(with_store(work)))

@@ -76,6 +76,11 @@ def range_options(command: _Command) -> _Command:
     return command
 
 
+def as_of_option(text: str) -> Callable[[_Command], _Command]:
+    """``--as-of``, for reads."""
+    return click.option("--as-of", type=int, metavar="VERSION", help=text)
+
+
 def columns_option() -> Callable[[_Command], _Command]:
     return click.option(
         "--column", "columns", multiple=True, metavar="NAME", help="Only this column. Repeatable."
@@ -107,7 +112,7 @@ def show_row(row: Row, as_json: bool) -> None:
 @click.argument("table")
 @key_argument()
 @columns_option()
-@click.option("--as-of", type=int, metavar="VERSION", help="What the row was at this version.")
+@as_of_option("What the row was at this version.")
 @click.option("--json", "as_json", is_flag=True, help="Print the row as JSON.")
 def get(table: str, key: tuple[str, ...], columns: tuple[str, ...], as_of: int | None, as_json: bool) -> int:
     """Print the row of TABLE with this KEY, one word per key column (bytes: hex:00ff).
@@ -233,6 +238,7 @@ def delete(
 @columns_option()
 @click.option("--limit", type=click.IntRange(0), metavar="N", help="At most N rows.")
 @click.option("--reverse", is_flag=True, help="From the last to the first.")
+@as_of_option("The rows as they were at this version.")
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object per row and line; `ackord load` takes it."
 )
@@ -245,6 +251,7 @@ def scan(
     columns: tuple[str, ...],
     limit: int | None,
     reverse: bool,
+    as_of: int | None,
     as_json: bool,
 ) -> None:
     """Print the rows of TABLE in key order, all or of a range.
@@ -263,6 +270,7 @@ def scan(
             columns=list(columns) or None,
             limit=rows_max,
             reverse=reverse,
+            as_of=as_of,
         )
         if not as_json:
             return route, await rows.rows()

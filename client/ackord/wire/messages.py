@@ -16,7 +16,8 @@ node arrays of answers, each answer naming the group by its ``rid`` (an int uniq
 * ``[rid, OP_SCAN, tablet, start, end, reverse, rows_max, bytes_max]``, perhaps with ``where, columns`` behind,
   -> one ``[[key, row, key, row, ...], next]``: ``next`` is None if the range is exhausted, else where the rest
   of it begins (backwards: what it ends before). A page may be short, or empty, and still have a next;
-* ``[rid, OP_COUNT, tablet, start, end, where]`` -> one ``[how many rows, next]``;
+* ``[rid, OP_COUNT, tablet, start, end, where]``, perhaps with a version behind, -> one ``[how many rows, next]``, of
+  now or of then;
 * ``[rid, OP_AS_OF, tablet, [key, ...], version]`` -> what each row was at that version;
 * ``[rid, OP_HISTORY, tablet, key, before, count_max]`` -> one ``[[version, row or None if deleted, ...], next]`` of
   the versions below ``before``, newest first; ``next``: the ``before`` of the rest, None if there is none;

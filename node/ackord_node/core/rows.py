@@ -76,7 +76,7 @@ def apply_op(
 def new_key(op: list[Any], version: int, read_row: ReadRow, schema: KeySchema | None) -> bytes:
     """The key of a KIND_PUT_AUTO that becomes ``version``: strictly increasing, because versions are. A row of
     that key can only have been put there by hand, ahead of the clock; it is never overwritten: Unavailable, and a
-    later version is free."""
+    later version is free. That is a judgement on the state (rule R12)."""
     if schema is None:
         raise InvalidRequest("this tablet has no AUTO column", field="key")
     key = schema.complete_auto(op[2], version)

@@ -185,14 +185,14 @@ class WritePath:
             if op[3] is not None and op[3][:1] == OWN_MARK:
                 op, extras = self._judging.split(op, version)
             body = check_op(op, limits, schema)
-            if op[1] == KIND_PUT_AUTO:
-                key = new_key(op, version, self._reads.newest_row, schema)
             if returns_row and known is not None:
                 self._check_room_to_return(known, verdicts.logged)
         except Error as error:
             verdicts.at_once(at, error_to_wire(error))
             return
         try:
+            if op[1] == KIND_PUT_AUTO:
+                key = new_key(op, version, self._reads.newest_row, schema)
             if op[4] < COND_WHERE and extras is NO_EXTRAS and not self._is_special and not clock.at_end:
                 columns = apply_op(op, body, self._reads.newest_row, limits, schema)
                 value = join_row(version, columns) if columns is not None else None
@@ -276,8 +276,9 @@ class WritePath:
         may_answer: bool,
         verdicts: Verdicts,
     ) -> bool:
-        """A judgement on the state: answered, or recorded too, and then True."""
-        if known is None or op[6] <= 1:
+        """A judgement on the state: answered, or recorded too, and then True. One that is retriable decides nothing:
+        the next attempt is judged anew."""
+        if known is None or op[6] <= 1 or error.retriable:
             if may_answer:
                 verdicts.later(at, self._negative(op, error))
             else:

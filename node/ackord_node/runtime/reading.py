@@ -21,6 +21,8 @@ from ackord_node.runtime.scan import Range
 from ackord_node.runtime.service import Respond
 from ackord_node.runtime.tablet_host import TabletHost
 
+COUNT_ITEMS = 6  # of a count of what stands now; one as of a version has that, too
+
 
 def take_read(host: TabletHost, group: list[Any], respond: Respond) -> bool:
     """False if the group is no read."""
@@ -31,9 +33,9 @@ def take_read(host: TabletHost, group: list[Any], respond: Respond) -> bool:
         host.scan(rid, Range(*group[3:8]), group[8:], respond)
     elif op == OP_SELECT:
         host.select(rid, group[3], group[4:], respond)
-    elif op == OP_COUNT:
+    elif op == OP_COUNT and len(group) == COUNT_ITEMS:
         host.count(rid, group[3], group[4], group[5], respond)
-    elif op in (OP_AS_OF, OP_HISTORY, OP_CELLS, OP_SCAN_AS_OF):
+    elif op in (OP_AS_OF, OP_HISTORY, OP_CELLS, OP_SCAN_AS_OF, OP_COUNT):
         host.versions.take(group, respond)
     elif op == OP_HOLD:
         hold_rows(host, rid, group[3], respond)

@@ -14,10 +14,12 @@ from ackord.errors import Error, InvalidRequest, VersionCollected
 from ackord.wire.messages import (
     OP_AS_OF,
     OP_CELLS,
+    OP_COUNT,
     OP_HISTORY,
     VERSION_COUNTER_BITS,
     WHOLE_GROUP,
     error_to_wire,
+    is_error,
 )
 from ackord_node.core import effects as e
 from ackord_node.core.history import Moment
@@ -54,7 +56,8 @@ class VersionReads:
         self._clock = clock
 
     def take(self, group: list[Any], respond: Respond) -> None:
-        """A group of OP_AS_OF, OP_HISTORY, OP_CELLS or OP_SCAN_AS_OF whose shape was checked."""
+        """A group of OP_AS_OF, OP_HISTORY, OP_CELLS, OP_SCAN_AS_OF, or OP_COUNT as of a version, whose shape was
+        checked."""
         rid, op = group[0], group[1]
         reads = self._host.replica.reads
         if op == OP_AS_OF:
@@ -68,6 +71,10 @@ class VersionReads:
         elif op == OP_CELLS:
             keys, bounds = group[3], group[4:]
             self._when_settled(rid, keys, None, lambda: [reads.cells(key, *bounds) for key in keys], respond)
+        elif op == OP_COUNT:
+            start, end, where, as_of = group[3:]
+            wanted = Range(start, end, False, SCAN_KEYS_COUNT, SCAN_BYTES)
+            self._when_settled(rid, None, as_of, lambda: [self._count(wanted, as_of, where)], respond)
         else:
             wanted, as_of, options = Range(*group[3:8]), group[8], group[9:]
             self._when_settled(rid, None, as_of, lambda: [self._page(wanted, as_of, options)], respond)
@@ -159,6 +166,11 @@ class VersionReads:
             return self._page_as_of(wanted, as_of, self._host.selection(options) if options else None)
         except Error as error:
             return error_to_wire(error)
+
+    def _count(self, wanted: Range, as_of: int, where: bytes | None) -> Any:
+        """How many rows a stretch of the range had, and where the next one begins."""
+        page = self._page(wanted, as_of, [where, None])
+        return page if is_error(page) else [len(page[0]) // 2, page[1]]
 
     def _page_as_of(self, wanted: Range, as_of: int, selection: Selection | None) -> list[Any]:
         replica = self._host.replica

@@ -130,8 +130,10 @@ class GroupChecker:
         return self._check_keys(group[3])
 
     def _check_count(self, group: list[Any]) -> int:
-        if len(group) != _COUNT_ITEMS:
-            raise _bad("group", "a COUNT is [rid, 5, tablet, start, end, where]")
+        if len(group) not in (_COUNT_ITEMS, _COUNT_ITEMS + 1):
+            raise _bad("group", "a COUNT is [rid, 5, tablet, start, end, where], perhaps with a version")
+        if len(group) > _COUNT_ITEMS:
+            _check_version(group[_COUNT_ITEMS])
         self._check_bounds(group[3], group[4])
         self._check_where(group[5])
         return 1

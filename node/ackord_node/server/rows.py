@@ -217,7 +217,8 @@ class RowHandlers:
 
     async def count(self, request: web.Request) -> web.StreamResponse:
         """``{"count": n, "next": token or null}``: the sum over all pages is the count of the range."""
-        query = check_query(request, RANGE_PARAMETERS)
+        query = check_query(request, (*RANGE_PARAMETERS, "as_of"))
+        past = [version_from_json(query["as_of"], "as_of")] if "as_of" in query else []
         table = await self._service.table(request.match_info["table"])
         left = range_of_query(query, table.key, table.id)
         where = where_of_query(query, self._service.limits)
@@ -225,7 +226,7 @@ class RowHandlers:
         total = steps = 0
         while rest is not None and steps < COUNT_STEPS:
             tablet = _tablet_of_scan(table, rest)
-            group = [OP_COUNT, tablet.id, *_clipped(tablet, rest), where]
+            group = [OP_COUNT, tablet.id, *_clipped(tablet, rest), where, *past]
             try:
                 found, follows = await self._ask("count", group, table, not wants_msgpack(request))
             except NotServedHere as elsewhere:
