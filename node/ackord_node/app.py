@@ -20,6 +20,7 @@ from ackord.wire.messages import MSGPACK_CONTENT_TYPE
 from ackord_node.adapters.clock import SystemClock
 from ackord_node.adapters.coordination_zookeeper import ZooKeeperCoordination
 from ackord_node.adapters.engine_rocksdb import RocksEngine
+from ackord_node.adapters.processor import ProcessorWaits
 from ackord_node.adapters.transport_http import HttpPeerTransport
 from ackord_node.config import ClusterConfig, NodeConfig
 from ackord_node.core.types import LogLimits, Timing
@@ -127,7 +128,7 @@ class App:
     async def _serve(self, engine: RocksEngine, stop: asyncio.Event) -> int:
         facts = read_facts(engine)
         check_folder(facts, self._config.cluster, self._name, str(self._node_config.data))
-        metrics = Metrics()
+        metrics = Metrics(ProcessorWaits().seconds)
         clock = SystemClock()
         peers = {n: str(c.address) for n, c in self._config.nodes.items() if n != self._name}
         transport = HttpPeerTransport(self._name, self._config.cluster, peers, self._config.digest())

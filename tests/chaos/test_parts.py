@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from ackord_node.adapters.processor import ProcessorWaits
+from ackord_node.server.metrics import Metrics
 from tests.chaos import damage
 from tests.chaos.faults import KINDS
 from tests.chaos.figures import by_second, costs, longest_gap, outcomes
+from tests.chaos.lag import BLOCKED, LAG, LoopLag, new_probes, note_blocked, quantile, read_buckets
 from tests.chaos.nemesis import MIX, kinds_of_a_run, plan
 from tests.chaos.network import CLIENT, Cut, Network, both_ways
+from tests.chaos.run import judge_lag
 from tests.chaos.stage import Band
 from tests.sim.history import GET, OK, PUT, UNKNOWN, History
 
@@ -78,6 +83,38 @@ def test_operations_by_second_and_outcome() -> None:
     assert second.latency_ms("write", 0.99) == pytest.approx(600)
     assert third.latency_ms("write", 0.5) is None
     assert outcomes(history.ops) == {"w: get": {OK: 1}, "w: put": {OK: 2, UNKNOWN: 1}}
+
+
+# -------------------------------------------------------------------------------------------- lag
+
+
+def test_loops_that_were_blocked() -> None:
+    metrics = Metrics()
+    before = read_buckets(metrics.render().decode())
+    for seconds in (0.0001, 0.03, 0.03, 0.7):
+        metrics.loop_lag(seconds)
+    after = read_buckets(metrics.render().decode())
+    probes = new_probes(before[LAG], after[LAG])
+    assert probes == {0.0005: 1, 0.05: 2, 1.0: 1} == new_probes(before[BLOCKED], after[BLOCKED])
+    lag = LoopLag()
+    note_blocked(lag, 12.0, "n1", probes)
+    assert (lag.worst_s, lag.late) == ({"n1": 1.0}, [(12.0, "n1", 1.0)])
+    assert (quantile(lag.blocked, 0.5), quantile(lag.blocked, 0.99)) == (0.05, 1.0)
+    share, worst = judge_lag(lag)
+    assert "75.00%" in share and "more than 0.5 s" in worst
+    well = LoopLag(blocked=Counter({0.001: 990, 0.05: 9, 0.5: 1}))
+    assert judge_lag(well) == []
+
+
+def test_a_wait_for_the_processor_is_not_held_against_the_node() -> None:
+    waited = iter((1.0, 1.2, 1.2))
+    metrics = Metrics(lambda: next(waited))
+    metrics.loop_lag(0.23)  # of which 0.2 s the machine's
+    metrics.loop_lag(0.3)
+    found = read_buckets(metrics.render().decode())
+    assert new_probes({}, found[LAG]) == {0.5: 2}
+    assert new_probes({}, found[BLOCKED]) == {0.05: 1, 0.5: 1}
+    assert ProcessorWaits().seconds() >= 0
 
 
 # ----------------------------------------------------------------------------------------- damage

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ackord.errors import Conflict
 from ackord.wire.frames import packb
 from ackord.wire.options import MERGE_RULES
-from ackord_node.core.merge import is_same, merge_columns
+from ackord_node.core.merge import _union, is_same, merge_columns
 
 NAMES = ["a", "b", "c"]
 COMMUTING = ("max", "min", "sum", "union")
@@ -110,6 +110,24 @@ def test_every_added_and_removed_item_counts(
         added |= plus
         removed |= minus
     assert current["s"] == sorted((start - removed) | added)
+
+
+plain_lists = st.lists(
+    st.one_of(st.integers(-3, 3), st.text("ab\uffff\U0001f600", max_size=1), st.binary(max_size=1)),
+    max_size=5,
+)
+
+
+@given(plain_lists, plain_lists, plain_lists)
+def test_a_union_of_plain_values_is_that_of_the_definition(base: Any, current: Any, new: Any) -> None:
+    """Numbers, texts and bytes take a shorter way, lists with anything else the general one: another item, which all
+    three hold, must make no difference."""
+    plain = _union(base, current, new)
+    general = _union([None, *base], [None, *current], [None, *new])
+    assert general[0] is None and [packb(item) for item in plain] == [packb(item) for item in general[1:]]
+    kept = {packb(item) for item in plain}
+    before, now, after = ({packb(item) for item in items} for items in (base, current, new))
+    assert kept == (now | after) - (before - now) - (before - after)
 
 
 @given(st.lists(st.integers(0, 99)), st.lists(st.lists(st.integers(0, 99), min_size=1)))

@@ -28,6 +28,7 @@ from ackord.wire.keys import INT64_MAX, INT64_MIN
 
 ABSENT: Final[Any] = type("Absent", (), {"__slots__": ()})()
 _RANKS: Final = {type(None): 0, bool: 1, int: 2, float: 2, str: 3, bytes: 4}
+_PLAIN: Final = frozenset((int, str, bytes))
 Columns = Mapping[str, Any]
 
 
@@ -106,17 +107,30 @@ def _sum(b: Any, c: Any, n: Any) -> Any:
 
 
 def _union(b: Any, c: Any, n: Any) -> Any:
-    sets = [_as_set([] if value is ABSENT else value) for value in (b, c, n)]
-    base, current, new = sets
+    lists = [[] if value is ABSENT else value for value in (b, c, n)]
+    if any(type(items) is not list for items in lists):
+        raise _Undecided
+    kinds = set().union(*(map(type, items) for items in lists))
+    if kinds <= _PLAIN:
+        return _union_of_plain(lists, kinds)
+    base, current, new = ({packb(item): item for item in items} for items in lists)
     removed = (base.keys() - current.keys()) | (base.keys() - new.keys())
     found = {raw: value for raw, value in {**current, **new}.items() if raw not in removed}
     return [found[raw] for raw in sorted(found, key=lambda raw: _order(raw, found[raw]))]
 
 
-def _as_set(value: Any) -> dict[bytes, Any]:
-    if type(value) is not list:
-        raise _Undecided
-    return {packb(item): item for item in value}
+def _union_of_plain(lists: list[list[Any]], kinds: set[type]) -> list[Any]:
+    """The same for a fraction of the cost, for values that are the same exactly if they are equal: a merge runs on the
+    event loop, and a cell has room for some hundred thousand of them."""
+    base, current, new = lists
+    before, after = set(base), set(new)
+    found = dict.fromkeys(current)  # mostly in order already, which makes the sort cheap
+    for item in before - after:
+        found.pop(item, None)
+    found.update(dict.fromkeys(after - before))
+    if len(kinds) < 2:
+        return sorted(found)
+    return [item for kind in (int, str, bytes) for item in sorted(x for x in found if type(x) is kind)]
 
 
 def _order(raw: bytes, value: Any) -> tuple[Any, ...]:

@@ -7,6 +7,8 @@ client library.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -35,9 +37,12 @@ _BATCH_COUNT = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384)
 
 
 class Metrics:
-    """The node's metrics; all names begin with ``ackord_``."""
+    """The node's metrics; all names begin with ``ackord_``. ``waited_s`` tells how long the loop's thread has waited
+    for a processor so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, waited_s: Callable[[], float] = float) -> None:
+        self._waited_s = waited_s
+        self._waited_before_s = waited_s()
         self.registry = registry = CollectorRegistry()
         self._operations = Counter(
             "ackord_operations", "Operations answered, by outcome.", ("op", "outcome"), registry=registry
@@ -70,6 +75,12 @@ class Metrics:
         self._loop_lag = Histogram(
             "ackord_loop_lag_seconds",
             "How much later than asked the event loop ran a timer.",
+            buckets=_LOOP_LAG_S,
+            registry=registry,
+        )
+        self._loop_blocked = Histogram(
+            "ackord_loop_blocked_seconds",
+            "The loop's lag less its thread's wait for a processor: what the node did itself.",
             buckets=_LOOP_LAG_S,
             registry=registry,
         )
@@ -123,7 +134,10 @@ class Metrics:
         self._fsync.observe(seconds)
 
     def loop_lag(self, seconds: float) -> None:
+        waited_s = self._waited_s()
         self._loop_lag.observe(seconds)
+        self._loop_blocked.observe(max(0.0, seconds - (waited_s - self._waited_before_s)))
+        self._waited_before_s = waited_s
 
     def queue(self, name: str, size: int) -> None:
         self._queue.labels(name).set(size)
