@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,3 +115,19 @@ def test_what_is_promised_can_be_read(table: TableOptions, gaps: list[int], wait
         expected = b"row" if at < table.keep_versions or is_recent else "collected"
         assert read(retention, stored, version, clock_ms) == expected
         assert (version in stored) == (expected == b"row")
+
+
+def test_a_version_that_is_no_longer_kept_is_refused_with_the_oldest_that_is() -> None:
+    retention = Retention(TableOptions(keep_versions=2), GRACE_MS)
+    versions: Versions = {number << 16: b"row" for number in (100, 200, 300)}
+    refused: dict[int, VersionCollected] = {}
+    for as_of in (50 << 16, 150 << 16):
+        found = history_walk.moment(cursor(versions), KEY, as_of, 2)
+        with pytest.raises(VersionCollected) as raised:
+            retention.row_at(found, as_of, 10_000)
+        refused[as_of] = raised.value
+    assert refused[150 << 16].detail["oldest"] == 200 << 16
+    nothing = history_walk.moment(cursor({}), KEY, 150 << 16, 2)
+    with pytest.raises(VersionCollected) as raised:
+        retention.row_at(nothing, 150 << 16, 10_000)
+    assert raised.value.detail["oldest"] is None

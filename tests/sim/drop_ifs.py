@@ -27,7 +27,13 @@ from tests.sim.needless import NEEDLESS
 from tests.unit.test_docs import PROTOCOL, references
 
 PACKAGE = ROOT / "node" / "ackord_node"
-SUITES = ["tests/unit/test_core_*.py", "tests/scenario", "tests/property/test_requests.py"]
+SUITES = [
+    "tests/unit/test_core_*.py",
+    "tests/unit/test_version_reads.py",
+    "tests/scenario",
+    "tests/property/test_requests.py",
+    "tests/property/test_retention.py",
+]
 WALK_FIRST_SEED = 5000
 
 
