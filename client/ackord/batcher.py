@@ -12,12 +12,14 @@ looks after operations whose node has fallen silent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final
 
 from ackord.calls import Group, Identities, Operation, Parked, QueueOptions, Write, groups_of
-from ackord.errors import Error, OutcomeUnknown, TableNotFound, Unavailable
+from ackord.errors import Error, TableNotFound, Unavailable
 from ackord.link import PATIENCE_S, SILENCE_S, NodeLink
+from ackord.reads import ReadGroup, Reads
+from ackord.refusals import queue_full, too_late, unreachable
 from ackord.routing import (
     AVOID_S,
     READ_FRAME_OPS,
@@ -76,6 +78,7 @@ class Batcher:
         self._up: dict[str, NodeLink] = {}
         self._suspect: set[str] = set()
         self._pending: dict[int, dict[TabletRoute, list[Any]]] = {op: {} for op in OPS}
+        self.reads = Reads(self)
         self._parked: dict[Parked, None] = {}  # in order of arrival
         self._flush_timer: Cancellable | None = None
         self._sweep_timer: Cancellable | None = None
@@ -89,36 +92,31 @@ class Batcher:
 
     def add(self, op: Operation) -> None:
         """Takes a new operation; Unavailable if the queue is full or closed."""
-        options = self._options
-        if (
-            self.open_count >= options.queue_ops_max
-            or self.open_bytes + op.size > options.queue_bytes_max
-            or self._is_closed
-        ):
-            raise self._overload()
-        self.open_count += 1
-        self.open_bytes += op.size
+        self.take_room(1, op.size)
         self._enqueue(op)
+
+    def take_room(self, count: int, size: int = 0) -> None:
+        """For so many operations, of so many bytes; Unavailable if there is none."""
+        open_count, open_bytes, options = self.open_count + count, self.open_bytes + size, self._options
+        if self._is_closed:
+            raise Unavailable("the store is closed")
+        if open_count > options.queue_ops_max or open_bytes > options.queue_bytes_max:
+            raise queue_full(self.open_count, self.open_bytes, options.queue_ops_max)
+        self.open_count, self.open_bytes = open_count, open_bytes
 
     def _enqueue(self, op: Operation) -> None:
         pending = self._pending[op.op]
         ops = pending.get(op.tablet)
         if ops is None:
             pending[op.tablet] = [op]
-            if self._flush_timer is None:
-                self._flush_timer = self._environment.call_soon(self._flush)
+            self.flush_soon()
         else:
             ops.append(op)
 
-    def _overload(self) -> Unavailable:
-        if self._is_closed:
-            return Unavailable("the store is closed")
-        return Unavailable(
-            f"{self.open_count} operations of {self.open_bytes} bytes are under way in this store already",
-            reason="client_queue_full",
-            limit=self._options.queue_ops_max,
-            retry_after_ms=50,
-        )
+    def flush_soon(self) -> None:
+        """At the end of this turn of the loop."""
+        if self._flush_timer is None:
+            self._flush_timer = self._environment.call_soon(self._flush)
 
     def version_seen(self, version: int) -> None:
         self._identities.version_seen(version)
@@ -129,7 +127,7 @@ class Batcher:
         self._flush_timer = None
         now = self._environment.now()
         touched: dict[str, NodeLink] = {}
-        beside = 0
+        beside = self._flush_reads(touched, now)
         for op, pending in self._pending.items():
             if not pending:
                 continue
@@ -142,11 +140,30 @@ class Batcher:
                     self._park_unreachable(op, tablet, ops)
                     continue
                 touched[link.name] = link
-                for group in self._groups(op, tablet, ops):
+                for group in groups_of(op, tablet, ops, self._identities, self._group_ops_max):
                     link.submit(group)
                     self._watch(group.deadline)
         for link in touched.values():
             link.pump()
+
+    def _flush_reads(self, touched: dict[str, NodeLink], now: float) -> int:
+        """How many reads leave for the node that the last of them goes to."""
+        beside = 0
+        for group in self.reads.take(self._group_ops_max):
+            link = self._link_for(OP_GET, group.tablet, now, beside)
+            count = len(group.keys)
+            beside = count + (beside if beside < READ_FRAME_OPS else 0)
+            if link is None:
+                self._park_unreachable(OP_GET, group.tablet, group.ops)
+                continue
+            touched[link.name] = link
+            link.submit(group)
+            self._watch(group.deadline)
+        return beside
+
+    @property
+    def _group_ops_max(self) -> int:
+        return min(GROUP_OPS_MAX, self.routing.limits.group_ops_count, self._options.inflight_ops_max)
 
     def _link_for(self, op: int, tablet: TabletRoute, now: float, beside: int = 0) -> NodeLink | None:
         if op == OP_WRITE:
@@ -155,11 +172,9 @@ class Batcher:
             name = self._chooser.for_read(tablet, self._up, self._suspect, now, beside)
         return self._up[name] if name is not None else None
 
-    def _groups(self, op: int, tablet: TabletRoute, ops: list[Any]) -> Iterable[Group]:
-        count_max = min(GROUP_OPS_MAX, self.routing.limits.group_ops_count, self._options.inflight_ops_max)
-        return groups_of(op, tablet, ops, self._identities, count_max)
-
     def prepare(self, group: Group) -> bool:
+        if isinstance(group, ReadGroup) and group.is_lean and not group.has_absent_callers():
+            return True
         left = [op for op in group.ops if op is not None and not op.future.done()]
         if len(left) < len(group.ops):
             gone = [op for op in group.take_all() if op.future.done()]
@@ -174,6 +189,10 @@ class Batcher:
         if self._suspect:
             self._suspect.discard(link.name)
         failed: list[tuple[Operation, Error]] = []
+        if indices is None and isinstance(group, ReadGroup) and group.is_lean and group.deliver(results):
+            self._chooser.measured(link.name, self._environment.now() - group.sent_at)
+            self.open_count -= len(results)
+            return len(results)
         if group.op >= OP_HOLD:
             results = group.unwrapped(link.name, indices, results)
         if indices is None:
@@ -292,17 +311,8 @@ class Batcher:
 
     def _park_unreachable(self, op: int, tablet: TabletRoute, ops: list[Any]) -> None:
         """No node can be asked for this tablet now."""
-        coordinator = tablet.coordinator
-        if op == OP_WRITE and coordinator is None:
-            text = f"tablet {tablet.id} of table {tablet.table!r} has no coordinator now"
-        else:
-            link = self.links.get(coordinator or "")
-            reason = link.error.message if link is not None else "unknown"
-            text = (
-                f"no node can be reached for tablet {tablet.id} of table {tablet.table!r} "
-                f"(node {coordinator}: {reason})"
-            )
-        error = Unavailable(text, reason="unreachable", tablet=tablet.id, table=tablet.table)
+        link = self.links.get(tablet.coordinator or "")
+        error = unreachable(tablet, op == OP_WRITE, link.error.message if link is not None else "unknown")
         verdict = Next(retry=True)
         for item in ops:
             item.error = error
@@ -430,15 +440,8 @@ class Batcher:
     def _expire(self, op: Operation, *, is_sent: bool) -> None:
         if op.future.done():
             self._finish(op, None)
-            return
-        why = f"; the last attempt: {op.error.message}" if op.error is not None else ""
-        detail = dict(op.error.detail) if op.error is not None else {}
-        detail.update(table=op.table.name, tablet=op.tablet.id)
-        text = f"no answer from tablet {op.tablet.id} of table {op.table.name!r} in time{why}"
-        if isinstance(op, Write) and (op.is_unknown or is_sent):
-            self._finish(op, OutcomeUnknown(text, **detail))
         else:
-            self._finish(op, Unavailable(text, **detail))
+            self._finish(op, too_late(op, is_sent=is_sent))
 
     def _review(self, link: NodeLink, group: Group, now: float) -> None:
         """A group has waited long. Reads are asked elsewhere too; writes follow their coordinator."""
@@ -477,6 +480,7 @@ class Batcher:
         unsent: list[Operation] = [
             op for pending in self._pending.values() for ops in pending.values() for op in ops
         ]
+        unsent.extend(op for group in self.reads.take(GROUP_OPS_MAX) for op in group.ops)
         for timer in (self._flush_timer, self._sweep_timer):
             if timer is not None:
                 timer.cancel()

@@ -66,6 +66,15 @@ class Many:
         if not self.missing_count and not self.future.done():
             self.future.set_result(self.results)
 
+    def put_all(self, places: list[int], results: list[Any]) -> None:
+        """The same for several."""
+        found = self.results
+        for place, result in zip(places, results, strict=True):
+            found[place] = result
+        self.missing_count -= len(places)
+        if not self.missing_count and not self.future.done():
+            self.future.set_result(found)
+
 
 class Identity:
     """A client id and its sequence numbers (rule R16). ``open`` holds, in ascending order, the seqs that may

@@ -53,6 +53,7 @@ class TabletRoute:
     in_sync: tuple[str, ...]
     epoch: int
     avoid: dict[str, float] = field(default_factory=dict)  # node -> until when (seconds)
+    reads: Any = None  # the reads of this turn of the loop that leave together, kept by `reads.Reads`
 
 
 @dataclass(slots=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from ackord.calls import Get, Many, Select
+from ackord.calls import Many, Select
 from ackord.errors import Error
 from ackord.expressions import Expression, encode_where
 from ackord.operations import (
@@ -16,6 +16,7 @@ from ackord.operations import (
     encode_write,
     key_tuple,
 )
+from ackord.routing import TableRoute
 from ackord.row import Row, Written
 from ackord.scan import Bounds, Scan, check_names, count_rows
 from ackord.transaction import Transaction, transact, write_atomically
@@ -93,17 +94,19 @@ class Table:
             if as_of is not None:
                 return await read_as_of(store, self.name, key, as_of, timeout)
             return await read_cells(store, self.name, key, versions, time_range, timeout)
+        batcher = store.batcher
         deadline = store.deadline(timeout)
-        table = store.batcher.routing.tables.get(self.name) or await store.find_table(self.name, deadline)
+        table = batcher.routing.tables.get(self.name) or await store.find_table(self.name, deadline)
+        row: Row | None
+        if where is None and columns is None:
+            row = await batcher.reads.get(table, key, deadline)
+            return row
         encoded = table.key.encode(key)
         future = store.loop.create_future()
-        if where is None and columns is None:
-            op = Get(future, table, table.tablet_of(encoded), key_tuple(key), encoded, deadline)
-        else:
-            op = Select(future, table, table.tablet_of(encoded), key_tuple(key), encoded, deadline)
-            op.selection = _selection(where, columns, store.batcher.routing.limits)
-        store.batcher.add(op)
-        row: Row | None = await future
+        op = Select(future, table, table.tablet_of(encoded), key_tuple(key), encoded, deadline)
+        op.selection = _selection(where, columns, batcher.routing.limits)
+        batcher.add(op)
+        row = await future
         return row
 
     async def history(
@@ -136,24 +139,30 @@ class Table:
             return await read_many_as_of(store, self.name, keys, as_of, timeout)
         deadline = store.deadline(timeout)
         table = await store.find_table(self.name, deadline)
-        wanted = bounded(keys, "keys", store.batcher.routing.limits.batch_rows_count)
-        encoded = [table.key.encode(key) for key in wanted]
+        limits = store.batcher.routing.limits
+        wanted = bounded(keys, "keys", limits.batch_rows_count)
         if not wanted:
             return []
-        many = Many(store.loop.create_future(), len(wanted))
-        kind, selection = Get, None
-        if where is not None or columns is not None:
-            kind, selection = Select, _selection(where, columns, store.batcher.routing.limits)
-        for index, (key, raw) in enumerate(zip(wanted, encoded, strict=True)):
-            get = kind(many.future, table, table.tablet_of(raw), key_tuple(key), raw, deadline, many, index)
-            if isinstance(get, Select) and selection is not None:
-                get.selection = selection
-            add_one(store, get, many, index)
-        results = await many.future
+        if where is None and columns is None:
+            results = await store.batcher.reads.get_many(table, wanted, deadline)
+        else:
+            results = await self._select_many(table, wanted, _selection(where, columns, limits), deadline)
         for result in results:
             if isinstance(result, Error):
                 raise result
         return results
+
+    async def _select_many(
+        self, table: TableRoute, keys: list[Any], selection: list[Any], deadline: float
+    ) -> list[Any]:
+        store = self._store
+        encoded = [table.key.encode(key) for key in keys]
+        many = Many(store.loop.create_future(), len(keys))
+        for index, (key, raw) in enumerate(zip(keys, encoded, strict=True)):
+            op = Select(many.future, table, table.tablet_of(raw), key_tuple(key), raw, deadline, many, index)
+            op.selection = selection
+            add_one(store, op, many, index)
+        return await many.future
 
     def scan(
         self,

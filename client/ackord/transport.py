@@ -1,8 +1,9 @@
 """How the SDK reaches nodes: one full-duplex stream per node, plain requests, and time.
 
-The Protocols are what the rest of the SDK knows; a simulator implements them too. The aiohttp ones are what
-``connect`` uses. A stream is one POST whose request body and response body both stay open: frames leave as
-chunks of the one and arrive as chunks of the other, and its end is seen at once.
+The Protocols are what the rest of the SDK knows; a simulator implements them too. The others are what
+``connect`` uses: aiohttp for plain requests, and for streams `http_stream`. A stream is one POST whose request
+body and response body both stay open: frames leave as chunks of the one and arrive as chunks of the other, and
+its end is seen at once.
 """
 
 from __future__ import annotations
@@ -11,24 +12,20 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
 import aiohttp
 
 from ackord.errors import BY_CODE, Error, Unavailable, from_code
-from ackord.wire.frames import FrameDecoder, FrameError, packb, unpackb
-from ackord.wire.messages import MSGPACK_CONTENT_TYPE, STREAM_CONTENT_TYPE
+from ackord.http_stream import HttpStream, OnClosed, OnFrames, open_stream
+from ackord.wire.frames import FrameDecoder, packb, unpackb
+from ackord.wire.messages import MSGPACK_CONTENT_TYPE
 
 CONNECT_TIMEOUT_S = 3.0
-CLOSE_TIMEOUT_S = 0.5
-READ_BUFFER_BYTES = 1024 * 1024
 
 _CODES = {cls.name: code for code, cls in BY_CODE.items()}
-
-OnFrames = Callable[[list[Any]], None]
-OnClosed = Callable[[Error], None]
 
 
 class Cancellable(Protocol):
@@ -121,25 +118,22 @@ class HttpTransport:
 
     async def connect(
         self, url: str, hello: bytes, frame_bytes_max: int, on_frames: OnFrames, on_closed: OnClosed
-    ) -> HttpStream:
-        stream = HttpStream(FrameDecoder(frame_bytes_max), on_frames, on_closed)
+    ) -> Stream:
+        stream: HttpStream | None = None
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                response = await self._session.post(
-                    f"{url}/v1/stream",
-                    data=stream.body(hello),
-                    headers={"Content-Type": STREAM_CONTENT_TYPE},
-                    read_bufsize=READ_BUFFER_BYTES,
-                )
-                if response.status != 200:
-                    raise await _refusal(url, response)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            stream.abandon()
+                stream = await open_stream(url, hello, FrameDecoder(frame_bytes_max), on_frames, on_closed)
+                status, body = await stream.accepted
+        except (OSError, TimeoutError) as error:
+            if stream is not None:
+                stream.abort()
             raise Unavailable(f"no stream to {url}: {_reason(error)}", url=url) from None
         except BaseException:
-            stream.abandon()
+            if stream is not None:
+                stream.abort()
             raise
-        stream.start(response)
+        if status != 200:
+            raise error_of_body(status, _decoded(body), url)
         return stream
 
     async def request(self, method: str, url: str, body: Any, timeout_s: float) -> tuple[int, Any]:
@@ -170,105 +164,12 @@ class HttpTransport:
         await self._session.close()
 
 
-class HttpStream:
-    """One POST that stays open in both directions."""
-
-    def __init__(self, decoder: FrameDecoder, on_frames: OnFrames, on_closed: OnClosed) -> None:
-        self._decoder = decoder
-        self._on_frames = on_frames
-        self._on_closed = on_closed
-        self._outbox: list[bytes] = []
-        self._queued_bytes = 0
-        self._wanted: asyncio.Future[None] | None = None  # the body waits for the next frame
-        self._is_ended = False
-        self._is_closing = False
-        self._response: aiohttp.ClientResponse | None = None
-        self._reader: asyncio.Task[None] | None = None
-
-    @property
-    def queued_bytes(self) -> int:
-        return self._queued_bytes
-
-    def send(self, frame: bytes) -> None:
-        if self._is_ended:
-            return
-        self._outbox.append(frame)
-        self._queued_bytes += len(frame)
-        self._wake()
-
-    async def body(self, hello: bytes) -> AsyncIterator[bytes]:
-        """The request's body. The hello comes first: headers leave only with the first chunk."""
-        yield hello
-        loop = asyncio.get_running_loop()
-        while True:
-            if self._outbox:
-                chunk = self._outbox[0] if len(self._outbox) == 1 else b"".join(self._outbox)
-                self._outbox.clear()
-                yield chunk
-                self._queued_bytes -= len(chunk)
-            elif self._is_ended:
-                return
-            else:
-                self._wanted = loop.create_future()
-                await self._wanted
-                self._wanted = None
-
-    def start(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self._reader = asyncio.get_running_loop().create_task(self._read(response))
-
-    def abandon(self) -> None:
-        """No response will be read: lets the body end."""
-        self._is_ended = True
-        self._wake()
-
-    async def close(self) -> None:
-        self._is_closing = True
-        self.abandon()
-        reader, response = self._reader, self._response
-        if reader is None or response is None:
-            return
-        done, _ = await asyncio.wait([reader], timeout=CLOSE_TIMEOUT_S)
-        response.close()
-        if not done:
-            reader.cancel()
-            await asyncio.wait([reader])
-
-    def _wake(self) -> None:
-        if self._wanted is not None and not self._wanted.done():
-            self._wanted.set_result(None)
-
-    async def _read(self, response: aiohttp.ClientResponse) -> None:
-        reason = "the node closed the stream"
-        try:
-            while chunk := await response.content.readany():
-                frames = self._decoder.feed(chunk)
-                if frames and not self._is_closing:
-                    self._on_frames(frames)
-        except FrameError as error:
-            reason = f"the node sent {error}"
-        except (aiohttp.ClientError, OSError) as error:
-            reason = _reason(error)
-        finally:
-            self.abandon()
-            response.close()
-            if not self._is_closing:
-                self._is_closing = True
-                self._on_closed(Unavailable(f"the stream ended: {reason}"))
-
-
 async def _note_sent(
     _: aiohttp.ClientSession, context: Any, sent: aiohttp.TraceRequestHeadersSentParams
 ) -> None:
     """aiohttp repeats a DELETE whose connection broke and then tells of the last attempt only."""
     if context.trace_request_ctx is not None:
         context.trace_request_ctx.append(sent.method)
-
-
-async def _refusal(url: str, response: aiohttp.ClientResponse) -> Error:
-    content = await response.read()
-    response.close()
-    return error_of_body(response.status, _decoded(content), url)
 
 
 def _decoded(content: bytes) -> Any:

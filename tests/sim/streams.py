@@ -15,7 +15,8 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from ackord.errors import Error, InvalidRequest, Unavailable
-from ackord.transport import Cancellable, OnClosed, OnFrames
+from ackord.http_stream import OnClosed, OnFrames
+from ackord.transport import Cancellable
 from ackord.wire.frames import FrameDecoder, packb, unpackb
 from ackord.wire.keys import KeySchema
 from ackord.wire.messages import check_table_name, error_to_wire, split_starts

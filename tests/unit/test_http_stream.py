@@ -1,0 +1,156 @@
+"""The SDK's stream on a bare connection: chunks wherever pieces end, refusals, and what is not HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ackord.errors import Error, Unavailable
+from ackord.http_stream import HEAD_BYTES_MAX, ChunkReader, HttpStream, ProtocolError, parse_head
+from ackord.transport import HttpTransport
+from ackord.wire.frames import encode_frame, packb
+
+OK = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunked(part: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(part), part)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=300), max_size=8), st.data())
+def test_a_chunked_body_comes_out_whole_however_it_is_cut(parts: list[bytes], data: st.DataObject) -> None:
+    sent = b"".join(map(chunked, parts)) + b"0\r\n\r\n"
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=12)))
+    reader, found = ChunkReader(), b""
+    for start, stop in zip([0, *cuts], [*cuts, len(sent)], strict=True):
+        assert not reader.is_finished or not sent[start:stop].strip(b"\r\n")
+        found += b"".join(reader.feed(sent[start:stop]))
+    assert found == b"".join(parts)
+    assert reader.is_finished
+
+
+@pytest.mark.parametrize("sent", [b"\r\n", b"zz\r\nx", b"-1\r\nx", b"123456789\r\nx", b"1" * 256])
+def test_a_chunk_without_a_proper_size_is_refused(sent: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        ChunkReader().feed(sent)
+
+
+def test_chunk_extensions_are_passed_over() -> None:
+    assert ChunkReader().feed(b"3;name=value\r\nabc\r\n") == [b"abc"]
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"HTTP/2 200", b"HTTP/1.1 2000 OK\r\nx", b"HTTP/1.1 200 OK\r\nContent-Length: -1"]
+)
+def test_what_is_not_http_is_refused(head: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        parse_head(head)
+
+
+def test_field_names_are_taken_in_any_case() -> None:
+    assert parse_head(b"HTTP/1.1 503 No\r\nCONTENT-length: 7") == (503, {"content-length": "7"})
+
+
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
+
+
+@asynccontextmanager
+async def server(answer: Answer) -> AsyncIterator[str]:
+    """A server of one connection, which ``answer`` serves once the request's head has come."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await answer(reader, writer)
+        writer.close()
+
+    made = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with made:
+        yield f"http://127.0.0.1:{made.sockets[0].getsockname()[1]}"
+
+
+async def connected(url: str, frames: list[Any], ends: list[Error]) -> HttpStream:
+    transport = HttpTransport()
+    try:
+        stream = await transport.connect(url, encode_frame(["hello"]), 1 << 20, frames.extend, ends.append)
+        assert isinstance(stream, HttpStream)
+        return stream
+    finally:
+        await transport.close()
+
+
+async def test_frames_go_both_ways_in_chunks_of_any_size() -> None:
+    answers = encode_frame(["one"]) + encode_frame([b"x" * 1000])
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hello = encode_frame(["hello"])
+        assert await reader.readexactly(len(chunked(hello))) == chunked(hello)
+        writer.write(OK + b"".join(chunked(answers[at : at + 7]) for at in range(0, len(answers), 7)))
+        question = chunked(encode_frame([1, 2]))
+        assert await reader.readexactly(len(question)) == question
+        writer.write(b"0\r\n\r\n")
+
+    frames: list[Any] = []
+    ends: list[Error] = []
+    async with server(answer) as url:
+        stream = await connected(url, frames, ends)
+        stream.send(encode_frame([1, 2]))
+        async with asyncio.timeout(5):
+            while not ends:
+                await asyncio.sleep(0.01)
+        assert frames == [["one"], [b"x" * 1000]]
+        assert [error.message for error in ends] == ["the stream ended: the node closed the stream"]
+        await stream.close()
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_a_refusal_says_what_the_node_said(is_chunked: bool) -> None:
+    body = packb({"error": {"code": "unavailable", "message": "full"}})
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        field = b"Transfer-Encoding: chunked" if is_chunked else b"Content-Length: %d" % len(body)
+        writer.write(b"HTTP/1.1 503 No\r\n%b\r\n\r\n" % field)
+        writer.write(chunked(body[:20]) + chunked(body[20:]) + b"0\r\n\r\n" if is_chunked else body)
+
+    async with server(answer) as url:
+        with pytest.raises(Unavailable, match="full"):
+            await connected(url, [], [])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"SSH-2.0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200 " + b"x" * HEAD_BYTES_MAX * 2,
+    ],
+)
+async def test_a_server_that_is_no_node_is_unavailable(said: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+
+    async with server(answer) as url:
+        with pytest.raises(Unavailable, match="no stream to"):
+            await connected(url, [], [])
+
+
+async def test_garbage_on_an_open_stream_ends_it_once() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + chunked(b"\xff\xff\xff\xff\xff"))
+        await reader.read()
+
+    ends: list[Error] = []
+    async with server(answer) as url:
+        stream = await connected(url, [], ends)
+        async with asyncio.timeout(5):
+            while not ends:
+                await asyncio.sleep(0.01)
+        await stream.close()
+        assert len(ends) == 1
+        assert "a frame of" in ends[0].message
