@@ -298,8 +298,9 @@ class Nemesis:
 
     def _bit_flip(self, rng: random.Random) -> bool:
         node = self._node(rng)
-        kind = rng.choice(("wal", "wal", "manifest", *HIDDEN_FLIPS))
-        is_hidden = kind in HIDDEN_FLIPS or node.is_up
+        hidden = (*HIDDEN_FLIPS, "version") if self.plan.options.has_history else HIDDEN_FLIPS
+        kind = rng.choice(("wal", "wal", "manifest", *hidden))
+        is_hidden = kind in hidden or node.is_up
         if not self.damage.may_damage(node, is_hidden):
             return False
         hit = node.disk.flip_bit(rng, kind)

@@ -224,8 +224,9 @@ class Versions(Operation):
     keys_count = 3
 
     async def do(self, recorder: FullRecorder, rng: random.Random, memory: dict[Any, Any]) -> None:
-        known: list[int] = memory.setdefault("versions", [])
         slot = rng.randrange(2)
+        known: list[int] = memory.setdefault(slot, [])  # of one tablet
+        recorder.version_reached = memory.get(("highest", slot), 0)
         key = (slot, f"versions-{rng.randrange(self.keys_count)}")
         choice = rng.random()
         if choice < 0.35 or not known:
@@ -241,6 +242,7 @@ class Versions(Operation):
         else:
             op = await recorder.get(key)
         if op.version is not None and op.version not in known:
+            memory["highest", slot] = max(recorder.version_reached, op.version)
             known.append(op.version)
             del known[:-KNOWN_VERSIONS]
 

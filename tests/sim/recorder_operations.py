@@ -45,7 +45,10 @@ def expression_of(where: Where) -> Any:
 
 
 class FullRecorder(Recorder):
-    """A recorder that knows every operation of a table."""
+    """A recorder that knows every operation of a table. ``version_reached``: a read as of no later version may be
+    refused for being too far ahead."""
+
+    version_reached = 0
 
     @property
     def table(self) -> Any:
@@ -181,7 +184,10 @@ class FullRecorder(Recorder):
         return op
 
     async def _not_told(self, op: Op, error: BaseException) -> None:
-        if isinstance(error, ackord.VersionCollected):
+        is_ahead = isinstance(error, ackord.InvalidRequest) and error.detail.get("field") == "as_of"
+        if isinstance(error, ackord.VersionCollected) or (
+            is_ahead and op.args["as_of"] > self.version_reached
+        ):
             self._end(op, FAILED, error)
         else:
             await self._failed(op, error)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+import pytest
+
 from ackord.errors import Unavailable
 from ackord.wire.messages import OP_AS_OF, WHOLE_GROUP, error_to_wire
 from ackord_node.adapters.engine_memory import MemoryEngine
@@ -85,8 +87,10 @@ def test_a_read_as_of_a_version_waits_until_that_is_committed() -> None:
     assert host.answers[1:] == [[1, None, [newer]]]
 
 
-def test_a_version_that_nobody_has_reached_is_for_the_coordinator() -> None:
+@pytest.mark.parametrize("as_of", [1_000, 100_000 << 16])
+def test_a_version_that_this_copy_has_not_reached_is_for_the_coordinator(as_of: int) -> None:
+    """However far it lies ahead of this node's clock: it may have been acknowledged."""
     host = HandHost(member())
-    host.ask(1_000)
+    host.ask(as_of)
     ((rid, places, error),) = host.answers
     assert (rid, places) == (1, WHOLE_GROUP) and error[2]["reason"] == "not_coordinator"

@@ -121,8 +121,11 @@ class VersionReads:
             refused()
 
     def _advance(self, as_of: int) -> list[Any] | None:
-        """Makes sure that no write gets ``as_of`` any more; else why not."""
+        """Makes sure that no write gets ``as_of`` any more; else why not. Only the coordinator can tell whether it is
+        too far ahead: others may lag behind a version that was acknowledged, and their clocks too."""
         host, s = self._host, self._host.replica.state
+        if host.replica.coordinator is None:
+            return host.elsewhere("not_coordinator")
         limit = s.config.limits.as_of_ahead_ms
         if as_of >> VERSION_COUNTER_BITS > self._clock.wall_ms() + limit:
             return error_to_wire(
@@ -133,8 +136,7 @@ class VersionReads:
                     limit=limit,
                 )
             )
-        if host.replica.coordinator is not None:
-            host.feed(e.AdvanceVersion(as_of))
+        host.feed(e.AdvanceVersion(as_of))
         return host.elsewhere("not_coordinator") if as_of > s.last_version else None
 
     def _row_as_of(self, key: bytes, as_of: int) -> Any:
