@@ -367,6 +367,36 @@ async def test_plain_http_reads_versions_and_writes_with_a_ttl(
             assert answer.status == 400
 
 
+async def test_metrics_tell_what_was_removed(cluster: RealCluster, store: ackord.Store) -> None:
+    async def read(name: str) -> list[float]:
+        values = []
+        async with aiohttp.ClientSession() as http:
+            for node in cluster.urls.split(","):
+                async with http.get(f"{node}/metrics") as answer:
+                    lines = (await answer.text()).splitlines()
+                values += [float(line.split()[1]) for line in lines if line.startswith(f"{name} ")]
+        assert len(values) == 3
+        return values
+
+    expired = sum(await read("ackord_rows_expired_total"))
+    removed = await read("ackord_versions_removed_total")
+    table = await new_table(store, keep_versions=2)
+    for number in range(5):
+        await table.put(("a", 1), {"n": number})
+    await table.put(("a", 2), {"n": 0}, ttl=0.5)
+    begun = time.monotonic()
+    while True:
+        now = await read("ackord_versions_removed_total")
+        if sum(await read("ackord_rows_expired_total")) == expired + 1 and all(
+            map(float.__gt__, now, removed)
+        ):
+            break
+        assert time.monotonic() - begun < 60
+        await asyncio.sleep(0.5)
+    for name in ("ackord_expiry_lag_seconds", "ackord_collector_lag_seconds"):
+        assert all(0 <= value < 120 for value in await read(name))
+
+
 async def test_the_command_line_reads_versions(cluster: RealCluster) -> None:
     def ackord_cli(*words: str) -> str:
         run = subprocess.run(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ackord.errors import VersionCollected
 from ackord.wire.options import TableOptions
 from ackord_node.adapters import history_walk
-from ackord_node.adapters.engine_memory import MapCursor
+from ackord_node.adapters.engine_maps import MapCursor
 from ackord_node.core.history import Retention, history_key
 
 KEY = b"k\x00\x01"

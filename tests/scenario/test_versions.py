@@ -198,6 +198,27 @@ def test_a_row_that_is_written_after_a_takeover_lives_its_time_though_the_wall_c
     well(c)
 
 
+def test_it_is_told_how_many_rows_expired_and_how_late() -> None:
+    """A member whose wall clock lags holds the tablet's clock back: that shows."""
+    c = formed(options=TableOptions(ttl=4.0))
+    put(c, 1, {"n": 1})
+    leader, coordinator = c.leader(), c.leader().core.coordinator
+    assert coordinator is not None
+    expiry = coordinator.expiry
+    c.run(2.0)
+    assert expiry.lag_s(leader.clock()) == 0
+    c.nodes["n2"].wall_skew_ms -= 20_000
+    c.run(14.0)
+    assert 11 < expiry.lag_s(leader.clock()) < 13
+    assert leader.core.state.upkeep.take_counts() == (0, 0)
+    c.nodes["n2"].wall_skew_ms += 20_000
+    c.run(4.0)
+    assert expiry.lag_s(leader.clock()) == 0
+    assert leader.core.state.upkeep.take_counts() == (1, 0)
+    assert leader.core.state.upkeep.take_counts() == (0, 0)
+    well(c)
+
+
 @pytest.mark.parametrize("who", ["n1", "n2"])
 def test_a_jump_of_one_wall_clock_expires_nothing(who: str) -> None:
     """The coordinator's or a member's."""

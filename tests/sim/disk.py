@@ -14,11 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ackord_node.adapters import history_walk
-from ackord_node.adapters.engine_memory import MapCursor, SortedMap
-from ackord_node.core.history import Moment, Removable
+from ackord_node.adapters.engine_maps import HistoryReads, MapCursor, SortedMap, StoredMaps, StoreMaps
 from ackord_node.ports import Batch, EngineCorrupt, EngineError, EngineFailed, EngineFull, EngineLocked
-from tests.sim.stored import HEADER, Copy, Damaged, State, encoded, replayed, with_batches
+from tests.sim.stored import HEADER, Damaged, encoded, has_damage, replayed, with_batches
 
 Records = list[tuple[bytes, bytes]]
 
@@ -33,7 +31,7 @@ _SPACES = {"row": "rows", "log": "log", "record": "log", "request": "requests", 
 class Image:
     """What stands on a disk at one moment."""
 
-    tables: State
+    tables: StoreMaps
     wal: list[bytes]
     synced: int
     is_suspect: bool
@@ -63,7 +61,7 @@ class SimDisk:
 
     def _begin_empty(self) -> None:
         self.is_suspect = self.is_void = self.is_manifest_damaged = False
-        self.tables = State()
+        self.tables = StoreMaps()
         self.tables_bytes = 0
         self.wal: list[bytes] = []
         self.wal_bytes = 0
@@ -86,7 +84,7 @@ class SimDisk:
             raise EngineFailed("fsync of the log failed: input/output error")
         self.synced = len(self.wal)
 
-    def fold(self, state: State) -> bool:
+    def fold(self, state: StoreMaps) -> bool:
         """Writes ``state``, the tables and the whole log, as tables; False if the merging of tables that is due now
         and then met a damaged block."""
         self.seen["fold"] += 1
@@ -95,7 +93,7 @@ class SimDisk:
         self.tables_bytes = self.tables.size_bytes()
         self.wal, self.wal_bytes, self.synced = [], 0, 0
         if self._has_damage and self._folds % _COMPACTION_FOLDS == 0:
-            self._has_damage = self.tables.is_damaged()
+            self._has_damage = has_damage(self.tables)
             return not self._has_damage
         return True
 
@@ -155,7 +153,7 @@ class SimDisk:
         self.is_suspect, self.is_void = image.is_suspect, image.is_void
         self.is_manifest_damaged = image.is_manifest_damaged
         self.tables_bytes, self.wal_bytes = self.tables.size_bytes(), sum(map(len, self.wal))
-        self._has_damage = self.tables.is_damaged()
+        self._has_damage = has_damage(self.tables)
         self.has_failed = self.fail_next_sync = False
 
     def _detach(self) -> None:
@@ -238,13 +236,13 @@ class SimDisk:
         return keys[position]
 
 
-class SimEngine:
+class SimEngine(HistoryReads):
     """Implements the Engine port on a `SimDisk`; ``commit`` leaves the sync to whoever drives it."""
 
     def __init__(self, disk: SimDisk) -> None:
         self.disk = disk
         self.suspect = False
-        self.state = State()  # as the readers see it
+        self.state = StoreMaps()  # as the readers see it
         self._is_full = False  # a commit found no space, and the store must be opened again to go on
         self._is_broken = False  # the merging of tables met a damaged block
         self._known: set[int] = set()  # tablets whose log's ends were looked for since the store is open
@@ -398,33 +396,7 @@ class SimEngine:
         return [(client, _checked(record, tablet)) for client, record in items]
 
     def snapshot(self, tablet: int) -> SimSnapshot:
-        copy = self._copy(tablet)
-        spaces = {"rows": copy.rows, "requests": copy.requests, "history": copy.history}
-        return SimSnapshot(self, tablet, {name: records.share() for name, records in spaces.items()})
-
-    def history(
-        self, tablet: int, key: bytes, version_max: int, count_max: int
-    ) -> list[tuple[int, bytes | None]]:
-        return history_walk.versions(self._history(tablet), key, version_max, count_max)
-
-    def history_scan(
-        self,
-        tablet: int,
-        start: bytes,
-        end: bytes | None,
-        reverse: bool,
-        as_of: int,
-        count_max: int,
-        keys_max: int,
-        bytes_max: int,
-    ) -> tuple[list[Moment], bytes | None]:
-        cursor = self._history(tablet)
-        return history_walk.scan(cursor, start, end, reverse, as_of, count_max, keys_max, bytes_max)
-
-    def history_excess(
-        self, tablet: int, start: bytes, bounds: Removable, keys_max: int, records_max: int
-    ) -> tuple[list[tuple[bytes, int, bool]], bytes | None]:
-        return history_walk.excess(self._history(tablet), start, bounds, keys_max, records_max)
+        return SimSnapshot(self, tablet, self._copy(tablet).snapshot())
 
     def _history(self, tablet: int) -> MapCursor:
         return _CheckingCursor(tablet, self._copy(tablet).history)
@@ -444,11 +416,11 @@ class SimEngine:
             raise EngineFailed("the store is not open")
         return self.disk
 
-    def _copy(self, tablet: int) -> Copy:
+    def _copy(self, tablet: int) -> StoredMaps:
         """The tablet's copy for reading; an absent one reads as empty."""
         if self.disk.opened_by is not self:
             raise EngineFailed("the store is not open")
-        return self.state.copies.get(tablet) or Copy()
+        return self.state.copies.get(tablet) or StoredMaps()
 
 
 class _CheckingCursor(MapCursor):
@@ -519,11 +491,11 @@ def _flipped(value: bytes, rng: random.Random, first_byte: int = 0) -> bytes:
     return bytes(changed)
 
 
-def stored_state(disk: SimDisk) -> tuple[State, bool]:
+def stored_state(disk: SimDisk) -> tuple[StoreMaps, bool]:
     """What an open of the disk would find, without opening it; True if its log is damaged."""
     batches, is_damaged = replayed(disk.wal)
     return with_batches(disk.tables, batches), is_damaged
 
 
-def image_state(image: Image) -> State:
+def image_state(image: Image) -> StoreMaps:
     return with_batches(image.tables, replayed(image.wal)[0])

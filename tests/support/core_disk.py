@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ackord_node.adapters import history_walk
-from ackord_node.adapters.engine_memory import MapCursor
+from ackord_node.adapters.engine_maps import MapCursor
 from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.effects import TabletBatch
 from ackord_node.core.history import Moment, Removable, history_key

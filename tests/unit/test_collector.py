@@ -12,6 +12,7 @@ from ackord.wire.options import TableOptions
 from ackord_node.adapters.engine_memory import MemoryEngine
 from ackord_node.core.history import VERSION_MAX, Retention
 from ackord_node.core.replica import Replica
+from ackord_node.core.upkeep import Upkeep
 from ackord_node.ports import Batch, EngineFull
 from ackord_node.runtime import collector as module
 from ackord_node.runtime.collector import Collector
@@ -48,6 +49,7 @@ class FakeState:
         self.filling = False
         self.stopped_reason = None
         self.applied_version = 0
+        self.upkeep = Upkeep()
 
 
 class FakeReplica:
@@ -115,7 +117,22 @@ def test_what_was_just_overwritten_goes_first(bench: Bench) -> None:
     assert bench.steps(1) == 1
     assert bench.left(b"a\x01") == [4, 3]
     assert bench.left(b"b\x01") == [5]
-    assert bench.collector.removed_count == 2
+    assert bench.replica.state.upkeep.take_counts() == (0, 2)
+    assert bench.replica.state.upkeep.take_counts() == (0, 0)
+
+
+def test_it_tells_what_waits_and_how_long(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STEP_KEYS_COUNT", 1)
+    upkeep = bench.replica.state.upkeep
+    assert (len(upkeep.keys_waiting), upkeep.waiting_s(5.0)) == (0, 0.0)
+    for at, key in enumerate((b"a\x01", b"b\x01", b"a\x01")):
+        bench.clock.now_s = float(at)
+        bench.write(key, 2 * at + 1, 2 * at + 2)
+    assert (len(upkeep.keys_waiting), upkeep.waiting_s(5.0)) == (2, 5.0), "since its first write"
+    bench.steps(1)
+    assert (len(upkeep.keys_waiting), upkeep.waiting_s(5.0)) == (1, 4.0)
+    bench.steps(1)
+    assert (len(upkeep.keys_waiting), upkeep.waiting_s(5.0)) == (0, 0.0)
 
 
 def test_it_rests_when_nothing_has_changed(bench: Bench) -> None:

@@ -430,6 +430,9 @@ async def test_metrics_count_and_forget(call: Client, node: HttpNode) -> None:
     node.metrics.loop_lag(0.001)
     node.metrics.queue("pending", 12)
     node.metrics.peer_link("n2", True)
+    for _ in range(2):
+        node.metrics.expiry(4, 1.5)
+        node.metrics.collector(7, 30, 2.5)
     async with call.session.get(node.url + "/metrics") as response:
         assert response.content_type == "text/plain"
         text = await response.text()
@@ -440,6 +443,11 @@ async def test_metrics_count_and_forget(call: Client, node: HttpNode) -> None:
         'ackord_replica_lag_entries{member="n2",tablet="4"} 1.0',
         'ackord_queue_size{queue="pending"} 12.0',
         'ackord_peer_link_up{peer="n2"} 1.0',
+        "ackord_rows_expired_total 8.0",
+        "ackord_expiry_lag_seconds 1.5",
+        "ackord_versions_removed_total 14.0",
+        "ackord_collector_waiting_keys 30.0",
+        "ackord_collector_lag_seconds 2.5",
         "ackord_engine_commit_entries_sum 17.0",
     ):
         assert line in text

@@ -105,6 +105,15 @@ class Expiry:
         if self._has_to_look and now >= self._sweep_at:
             self._look(now)
 
+    def lag_s(self, now: float) -> float:
+        """How long ago the first row that is to be deleted may have expired; while that is not known yet, because the
+        first cycle of this epoch has not ended, how long this has lasted."""
+        if not self.is_on or self._anchor is None:
+            return 0.0
+        if not self._due_ms:
+            return now - self._anchor[1]
+        return max(self._s.wall_ms(now) - self._due_ms, 0) / 1000
+
     @property
     def wake_at(self) -> float:
         return self._sweep_at if self._has_to_look else float("inf")
@@ -178,7 +187,9 @@ class Expiry:
                 self._cycle_due_ms = min(self._cycle_due_ms, expires)
         if gone:
             count = len(gone)
-            if not self._append([[b"", 0, 0, [0] * count, gone, [None] * count]]):
+            if self._append([[b"", 0, 0, [0] * count, gone, [None] * count]]):
+                self._s.upkeep.rows_expired(count)
+            else:
                 self._cycle_due_ms = min(self._cycle_due_ms, clock_ms)
         self._cursor = event.next
         if event.next is None:

@@ -24,6 +24,7 @@ from ackord_node.core.messages import Message
 from ackord_node.core.overlay import Overlay
 from ackord_node.core.requests import RequestTable
 from ackord_node.core.types import Descriptor, LogLimits, Member, Timing
+from ackord_node.core.upkeep import Upkeep
 
 
 class RowReader(Protocol):
@@ -112,6 +113,7 @@ class TabletState:
         self.unfit_reason: str | None = None
         self.stopped_reason: str | None = None  # corrupt or dropped: serves nothing
         self.trim_hold: int | None = None
+        self.upkeep = Upkeep()
         self._tickets = 0
         # -- persistence
         self._encoded: tuple[Descriptor | None, bytes | None] = (None, None)

@@ -38,7 +38,6 @@ class Collector:
     ) -> None:
         retention = replica.state.retention
         assert retention is not None
-        self.removed_count = 0
         self._engine = engine
         self._committer = committer
         self._clock = clock
@@ -47,7 +46,8 @@ class Collector:
         self._feed = feed
         self._crash = crash
         self._spawn = spawn
-        self._touched: dict[bytes, None] = {}
+        self._upkeep = replica.state.upkeep
+        self._touched = self._upkeep.keys_waiting
         self._position: bytes | None = b""  # of the walk; None: it has ended
         self._walked_at = (0, 0)  # the clock and the version as of which the last walk began
         self._is_working = False
@@ -55,8 +55,11 @@ class Collector:
 
     def touched(self, keys: list[bytes]) -> None:
         """These keys got versions that are on disk now."""
-        if len(self._touched) < TOUCHED_COUNT_MAX:
-            self._touched.update(dict.fromkeys(keys))
+        touched = self._touched
+        if len(touched) < TOUCHED_COUNT_MAX:
+            now = self._clock.now()
+            for key in keys:
+                touched.setdefault(key, now)
 
     def tick(self, now: float) -> None:
         if self._is_working or now < self._due or not self._has_work():
@@ -103,7 +106,7 @@ class Collector:
             if self._touched or count >= STEP_KEYS_COUNT // 4:
                 pause = BUSY_PAUSE_S
             self._due = self._clock.now() + pause
-        self.removed_count += count
+        self._upkeep.versions_removed(count)
 
     def _remove(
         self, generation: int, clock_ms: int, keys: list[bytes], position: bytes | None

@@ -133,9 +133,27 @@ class Reporter:
                 pending += c.writes.pending_count
                 lag = {p.node: end - p.confirmed for p in c.progress.values()}
                 self._node.observer.tablet(host.tablet, len(c.membership.in_sync), lag)
+        self._report_upkeep()
         self._node.observer.queue("pending_writes", pending)
         peers = [name for name in self._node.settings.addresses if name != self._node.name]
         self._node.observer.queue("peer_bytes", sum(self._node.transport.queued_bytes(p) for p in peers))
+
+    def _report_upkeep(self) -> None:
+        """What all tablets of this node remove in the background, and how far they are behind."""
+        now = self._node.clock.now()
+        rows_count = versions_count = keys_count = 0
+        expiry_lag_s = collector_lag_s = 0.0
+        for host in self._node.hosts.values():
+            upkeep, c = host.replica.state.upkeep, host.replica.coordinator
+            counts = upkeep.take_counts()
+            rows_count += counts[0]
+            versions_count += counts[1]
+            keys_count += len(upkeep.keys_waiting)
+            collector_lag_s = max(collector_lag_s, upkeep.waiting_s(now))
+            if c is not None:
+                expiry_lag_s = max(expiry_lag_s, c.expiry.lag_s(now))
+        self._node.observer.expiry(rows_count, expiry_lag_s)
+        self._node.observer.collector(versions_count, keys_count, collector_lag_s)
 
     async def status(self) -> dict[str, Any]:
         """The body of ``GET /v1/status``: every node is asked what it alone knows."""

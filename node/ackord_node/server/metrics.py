@@ -101,9 +101,36 @@ class Metrics:
             "ackord_peer_link_up", "1 if the link to the peer is open.", ("peer",), registry=registry
         )
         self._streams = Gauge("ackord_client_streams", "Open streams of clients.", registry=registry)
+        self._register_upkeep(registry)
         self._counters: dict[tuple[str, str], Counter] = {}
         self._latencies: dict[str, Histogram] = {}
         self._members: dict[int, set[str]] = {}  # of the tablets that have a lag series
+
+    def _register_upkeep(self, registry: CollectorRegistry) -> None:
+        """What is removed in the background."""
+        self._rows_expired = Counter(
+            "ackord_rows_expired", "Expired rows that this node's tablets deleted.", registry=registry
+        )
+        self._expiry_lag = Gauge(
+            "ackord_expiry_lag_seconds",
+            "How long ago the row that waits longest for its deletion expired, where this node coordinates.",
+            registry=registry,
+        )
+        self._versions_removed = Counter(
+            "ackord_versions_removed",
+            "Versions of rows that were removed from this node's disk.",
+            registry=registry,
+        )
+        self._collector_keys = Gauge(
+            "ackord_collector_waiting_keys",
+            "Rows that were written and wait for the removal of their old versions.",
+            registry=registry,
+        )
+        self._collector_lag = Gauge(
+            "ackord_collector_lag_seconds",
+            "How long the first of them has waited.",
+            registry=registry,
+        )
 
     # ------------------------------------------------------------------ HTTP faces
 
@@ -153,6 +180,17 @@ class Metrics:
         self._members[tablet] = set(lag_entries)
         for member, entries in lag_entries.items():
             self._lag.labels(str(tablet), member).set(entries)
+
+    def expiry(self, rows_count: int, lag_s: float) -> None:
+        """So many rows more were deleted because they had expired."""
+        self._rows_expired.inc(rows_count)
+        self._expiry_lag.set(lag_s)
+
+    def collector(self, versions_count: int, keys_waiting_count: int, lag_s: float) -> None:
+        """So many versions more were removed."""
+        self._versions_removed.inc(versions_count)
+        self._collector_keys.set(keys_waiting_count)
+        self._collector_lag.set(lag_s)
 
     def forget_tablet(self, tablet: int) -> None:
         """This node does not coordinate the tablet (any more)."""
