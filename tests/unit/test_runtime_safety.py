@@ -33,7 +33,17 @@ from ackord_node.runtime.identity import load_copy
 from ackord_node.runtime.node import Node
 from ackord_node.runtime.scan import Range, page
 from ackord_node.runtime.tablet_host import TabletHost
-from tests.support.core_hand import NODES, TABLET, Hand, descriptor, entries, entry
+from tests.support.core_hand import (
+    COPIES,
+    INCARNATIONS,
+    NODES,
+    TABLET,
+    Hand,
+    descriptor,
+    entries,
+    entry,
+    serving,
+)
 
 
 class Now(Clock):
@@ -259,6 +269,40 @@ def test_a_closed_host_stores_nothing_more() -> None:
     host, _ = hosting(h)
     host.close()
     assert host.take_batch() is None
+
+
+def test_a_flood_of_writes_is_taken_on_in_steps_that_do_not_hold_up_the_event_loop() -> None:
+    """All of it, in order, as entries of bounded size; the later ones wait for the earlier ones' commit."""
+    h = serving()
+    host, _ = hosting(h)
+    schema = KeySchema.from_wire([["k", "bytes"]])
+    begun = h.r.state.log.end
+    steps: list[list[int]] = []
+    feed = host.feed
+
+    def watched(event: e.Event) -> None:
+        if isinstance(event, e.Writes):
+            steps.append([len(group.ops) for group in event.groups])
+        feed(event)
+
+    host.feed = watched  # type: ignore[method-assign]
+    answers: list[Any] = []
+    for client, size in ((1, 1000), (2, 1000), (3, 3000), (4, 5)):
+        ops = [
+            [number, 1, schema.encode(b"%d-%d" % (client, number)), b"\x80", 0, None, 1]
+            for number in range(1, size + 1)
+        ]
+        host.write([client, 0, TABLET, b"%d" % client, 5, 0, ops], answers.append)
+    host.flush()
+    for _ in range(4):
+        while (batch := host.take_batch()) is not None:
+            host.stored(batch)
+        for node in ("n2", "n3"):
+            confirmed = [m.CONFIRM, TABLET, h.epoch, COPIES[node], h.r.state.log.end]
+            host.feed(e.Received(node, INCARNATIONS[node], confirmed))
+    assert steps == [[1000, 1000], [3000], [5]]
+    assert h.r.state.log.end - begun == 3 == h.r.state.commit - begun
+    assert sum(len(answer[2]) for answer in answers) == 5005
 
 
 def test_damage_that_a_read_meets_is_told_to_the_core() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from ackord_node.core.effects import WriteGroup
 from ackord_node.runtime.service import Respond
 
 
@@ -50,3 +51,12 @@ class Subset:
     def answer(self, indices: list[int] | None, results: list[Any]) -> None:
         places = self._places if indices is None else [self._places[at] for at in indices]
         self._request.answer(places, results)
+
+
+def groups_count(groups: Sequence[WriteGroup], ops_count: int) -> int:
+    """How many of the groups, from the first on, hold so many operations; at least one, or all of them."""
+    for count, group in enumerate(groups, start=1):
+        ops_count -= len(group.ops)
+        if ops_count <= 0:
+            return count
+    return len(groups)
