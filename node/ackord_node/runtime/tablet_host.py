@@ -1,7 +1,7 @@
 """Drives one tablet's core: feeds it events one at a time, carries out its effects, and batches writes.
 
 Writes that arrive while ``PIPELINE_ENTRIES`` entries are under way wait and leave as one entry, so that the cost of
-an entry is shared by whatever queued up meanwhile (DESIGN section 4).
+an entry is shared by whatever queued up meanwhile (DESIGN section 4), as far as ``STEP_OPS_COUNT`` allows.
 """
 
 from __future__ import annotations
