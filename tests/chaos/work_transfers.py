@@ -147,7 +147,7 @@ class Transfers(Work):
         in_transactions = sum(op.args.get("by") == "transaction" for op in reads)
         return (
             f"{self.count(TRANSFER, OK)} transfers acknowledged, {self.count(TRANSFER, UNKNOWN)} left unknown;"
-            f" the totals in {len(reads)} reads of a partition, {in_transactions} of them transactions: {totals}"
+            f" the totals in {len(reads)} reads of a partition, {in_transactions} of them transactions: {totals[:10]}"
         )
 
 

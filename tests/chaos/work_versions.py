@@ -22,7 +22,7 @@ AS_OF: Final = "as_of"
 HISTORY: Final = "history"
 KEEP_VERSIONS: Final = 5
 SLOTS: Final = 6
-KNOWN_MAX: Final = 30  # versions that a client remembers
+KNOWN_MAX: Final = 12  # versions that a client remembers
 AHEAD_MS_MAX: Final = 300
 COUNTER_BITS: Final = 16
 

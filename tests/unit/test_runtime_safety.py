@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
+from ackord import col
 from ackord.errors import OutcomeUnknown, TableNotFound, Unavailable
+from ackord.wire.expressions import encode_expression
 from ackord.wire.frames import packb, unpackb
 from ackord.wire.keys import KeySchema
 from ackord.wire.limits import Limits
-from ackord.wire.messages import TableDefinition
+from ackord.wire.messages import TableDefinition, join_row
 from ackord.wire.options import DEFAULT_OPTIONS
+from ackord.wire.values import encode_columns
 from ackord_node.adapters.clock import SystemClock
 from ackord_node.adapters.coordination_memory import MemoryCoordination, MemoryCoordinationService
 from ackord_node.adapters.engine_memory import MemoryDisk, MemoryEngine
@@ -31,9 +34,19 @@ from ackord_node.runtime.catalogue import Catalogue
 from ackord_node.runtime.committer import Committer, Source
 from ackord_node.runtime.identity import load_copy
 from ackord_node.runtime.node import Node
-from ackord_node.runtime.scan import Range, page
+from ackord_node.runtime.scan import Range, Selection, count, page
 from ackord_node.runtime.tablet_host import TabletHost
-from tests.support.core_hand import NODES, TABLET, Hand, descriptor, entries, entry
+from tests.support.core_hand import (
+    COPIES,
+    INCARNATIONS,
+    NODES,
+    TABLET,
+    Hand,
+    descriptor,
+    entries,
+    entry,
+    serving,
+)
 
 
 class Now(Clock):
@@ -261,6 +274,40 @@ def test_a_closed_host_stores_nothing_more() -> None:
     assert host.take_batch() is None
 
 
+def test_a_flood_of_writes_is_taken_on_in_steps_that_do_not_hold_up_the_event_loop() -> None:
+    """All of it, in order, as entries of bounded size; the later ones wait for the earlier ones' commit."""
+    h = serving()
+    host, _ = hosting(h)
+    schema = KeySchema.from_wire([["k", "bytes"]])
+    begun = h.r.state.log.end
+    steps: list[list[int]] = []
+    feed = host.feed
+
+    def watched(event: e.Event) -> None:
+        if isinstance(event, e.Writes):
+            steps.append([len(group.ops) for group in event.groups])
+        feed(event)
+
+    host.feed = watched  # type: ignore[method-assign]
+    answers: list[Any] = []
+    for client, size in ((1, 1000), (2, 1000), (3, 3000), (4, 5)):
+        ops = [
+            [number, 1, schema.encode(b"%d-%d" % (client, number)), b"\x80", 0, None, 1]
+            for number in range(1, size + 1)
+        ]
+        host.write([client, 0, TABLET, b"%d" % client, 5, 0, ops], answers.append)
+    host.flush()
+    for _ in range(4):
+        while (batch := host.take_batch()) is not None:
+            host.stored(batch)
+        for node in ("n2", "n3"):
+            confirmed = [m.CONFIRM, TABLET, h.epoch, COPIES[node], h.r.state.log.end]
+            host.feed(e.Received(node, INCARNATIONS[node], confirmed))
+    assert steps == [[1000, 1000], [3000], [5]]
+    assert h.r.state.log.end - begun == 3 == h.r.state.commit - begun
+    assert sum(len(answer[2]) for answer in answers) == 5005
+
+
 def test_damage_that_a_read_meets_is_told_to_the_core() -> None:
     """Rule R14."""
     h = leased()
@@ -281,6 +328,31 @@ def test_a_page_is_overlaid_with_what_is_committed_and_not_stored_yet() -> None:
     unapplied = {b"a": (2, b"new"), b"b": (3, None), b"c": (4, b"new")}
     rows, follows = page(engine, TABLET, EVERYTHING, unapplied)
     assert (rows, follows) == ([b"a", b"new", b"c", b"new"], None)
+
+
+def test_a_long_filter_looks_at_fewer_rows_in_one_step() -> None:
+    """Else one question could hold up the event loop for a tenth of a second."""
+    schema = KeySchema.from_wire([["n", "int"]])
+    engine = opened()
+    row = join_row(1, encode_columns({"v": 7}))
+    engine.commit(Batch(rows=[(TABLET, schema.encode(n), row) for n in range(1000)]))
+    short = long = col("v") == 7
+    for number in range(60):
+        long = (col("w") == f"no {number}") | long
+    wanted = Range(b"", None, False, 5000, 1 << 20)
+    counts = []
+    for where in (short, long):
+        selection = Selection.of(encode_expression(where.node), None, schema, Limits())
+        rows, follows = page(engine, TABLET, wanted, {}, selection)
+        counts.append((len(rows) // 2, follows is None))
+        start: bytes | None = b""
+        total = 0
+        while start is not None:
+            found, start = count(engine, TABLET, start, None, {}, selection)
+            total += found
+        assert total == 1000
+    assert counts[0] == (1000, True)
+    assert 100 <= counts[1][0] < 1000 and not counts[1][1]
 
 
 # ------------------------------------------------------------------------------------- the node

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ackord.wire.messages import TOLD
-from ackord_node.core.effects import Tell
+from ackord_node.core.effects import Tell, WriteGroup
 from ackord_node.runtime.service import Respond
 
 
@@ -62,3 +62,12 @@ def tell_holder(tablet: int) -> Callable[[Tell], None]:
         push([TOLD, [tablet, effect.number], [effect.seq, effect.version, effect.keys]])
 
     return tell
+
+
+def groups_count(groups: Sequence[WriteGroup], ops_count: int) -> int:
+    """How many of the groups, from the first on, hold so many operations; at least one, or all of them."""
+    for count, group in enumerate(groups, start=1):
+        ops_count -= len(group.ops)
+        if ops_count <= 0:
+            return count
+    return len(groups)

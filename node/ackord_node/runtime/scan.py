@@ -16,6 +16,10 @@ Rows = list[tuple[bytes, bytes]]
 
 STEP_ROWS: Final = 2_000  # looked at in one step of the event loop, where few or none may be taken
 STEP_BYTES: Final = 1024 * 1024
+FILTER_BYTES: Final = (
+    256  # of an encoded filter that judges ``STEP_ROWS`` rows in one step; a longer one judges fewer
+)
+FILTER_ROWS_MIN: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class Selection:
     where: Filter | None
     columns: tuple[str, ...] | None
     shown: Callable[[bytes], bytes | None] | None = None  # what of a stored row readers may see (rule R20)
+    step_rows: int = STEP_ROWS
 
     @classmethod
     def of(
@@ -62,7 +67,8 @@ class Selection:
     ) -> Selection:
         """From a request; InvalidRequest if the expression is wrong."""
         judge = compiled(where, schema, limits) if where is not None else None
-        return cls(judge, None if columns is None else tuple(columns), shown)
+        wanted = None if columns is None else tuple(columns)
+        return cls(judge, wanted, shown, step_rows(0 if where is None else len(where)))
 
     def take(self, key: bytes, row: bytes) -> bytes | None:
         """What is wanted of the row, None if it is not wanted."""
@@ -76,6 +82,11 @@ class Selection:
         return row if self.columns is None else project(row, self.columns)
 
 
+def step_rows(filter_bytes: int) -> int:
+    """How many rows a filter of that length may be asked about before the event loop goes on with other things."""
+    return max(FILTER_ROWS_MIN, STEP_ROWS * FILTER_BYTES // max(FILTER_BYTES, filter_bytes))
+
+
 def page(
     engine: Engine,
     tablet: int,
@@ -85,16 +96,18 @@ def page(
 ) -> list[Any]:
     """``[[key, row, key, row, ...], next]`` in the scan's order; ``next`` is where the rest of the range begins
     (backwards: what it ends before), None if there is no more. With a selection a page may be empty before the
-    end: it looks at ``STEP_ROWS`` rows or ``STEP_BYTES`` bytes at most, however few of them it takes."""
+    end: it looks at ``step_rows`` rows or ``STEP_BYTES`` bytes at most, however few of them it takes."""
     if selection is None:
         rows, rest = _stretch(engine, tablet, wanted, unapplied)
         return [[item for pair in rows for item in pair], rest and rest.next]
     found: list[bytes] = []
     size = seen_count = seen_bytes = 0
     rest = wanted
-    while rest is not None and seen_count < STEP_ROWS and seen_bytes < STEP_BYTES:
+    while rest is not None and seen_count < selection.step_rows and seen_bytes < STEP_BYTES:
         room = 2 * (wanted.rows_max - len(found) // 2) + 32
-        part = replace(rest, rows_max=min(room, STEP_ROWS - seen_count), bytes_max=STEP_BYTES - seen_bytes)
+        part = replace(
+            rest, rows_max=min(room, selection.step_rows - seen_count), bytes_max=STEP_BYTES - seen_bytes
+        )
         rows, rest = _stretch(engine, tablet, part, unapplied)
         for at, (key, row) in enumerate(rows):
             seen_count += 1
@@ -119,8 +132,10 @@ def count(
     unapplied: Mapping[bytes, tuple[int, bytes | None]],
     selection: Selection,
 ) -> list[Any]:
-    """``[how many rows, next]`` of the first ``STEP_ROWS`` rows or ``STEP_BYTES`` bytes of the range."""
-    rows, rest = _stretch(engine, tablet, Range(start, end, False, STEP_ROWS, STEP_BYTES), unapplied)
+    """``[how many rows, next]`` of the first ``step_rows`` rows or ``STEP_BYTES`` bytes of the range."""
+    rows, rest = _stretch(
+        engine, tablet, Range(start, end, False, selection.step_rows, STEP_BYTES), unapplied
+    )
     where = selection.where
     if where is None and selection.shown is None:
         return [len(rows), rest and rest.next]

@@ -1,7 +1,7 @@
 """Drives one tablet's core: feeds it events one at a time, carries out its effects, and batches writes.
 
 Writes that arrive while ``PIPELINE_ENTRIES`` entries are under way wait and leave as one entry, so that the cost of
-an entry is shared by whatever queued up meanwhile (DESIGN section 4).
+an entry is shared by whatever queued up meanwhile (DESIGN section 4), as far as ``STEP_OPS_COUNT`` allows.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from ackord_node.ports import (
 )
 from ackord_node.runtime.collector import Collector
 from ackord_node.runtime.committer import Committer, Source
-from ackord_node.runtime.requests import Deferred, Request, Subset, tell_holder
+from ackord_node.runtime.requests import Deferred, Request, Subset, groups_count, tell_holder
 from ackord_node.runtime.scan import Range, Selection, count, page
 from ackord_node.runtime.service import Respond
 from ackord_node.runtime.snapshots import Snapshots
 from ackord_node.runtime.version_reads import VersionReads
 
 PIPELINE_ENTRIES = 1  # entries under way before writes are gathered
+STEP_OPS_COUNT = 1024  # writes taken on in one step: more would hold up the event loop
 READ_LOG_COUNT = 4096
 SWEEP_ROWS_COUNT = 1_000  # looked at in one step
 SWEEP_BYTES = 256 * 1024
@@ -50,11 +51,7 @@ HOLD_S = 0.3  # writes wait so long for a coordinator that is just taking over
 
 log = logging.getLogger("ackord.tablet")
 _OUTCOMES = {Cas.WON: e.SwapOutcome.WON, Cas.LOST: e.SwapOutcome.LOST, Cas.UNKNOWN: e.SwapOutcome.UNKNOWN}
-_LOCKS = {
-    LockAttempt.HELD: e.LockOutcome.HELD,
-    LockAttempt.TAKEN: e.LockOutcome.TAKEN,
-    LockAttempt.UNKNOWN: e.LockOutcome.UNKNOWN,
-}
+_LOCKS = {attempt: e.LockOutcome[attempt.name] for attempt in LockAttempt}
 
 
 class Surroundings(Protocol):
@@ -409,7 +406,10 @@ class TabletHost(Source):
         is_full = c is not None and s.log.end - s.commit >= PIPELINE_ENTRIES
         if is_full and c is not None and c.membership.write_refusal() is None:
             return
-        groups, self._queued, self._queued_count = self._queued, [], 0
+        count = groups_count(self._queued, STEP_OPS_COUNT)
+        groups, self._queued = self._queued[:count], self._queued[count:]
+        self._queued_count -= sum(len(group.ops) for group in groups)
+        self._queued_since = self._clock.now()  # of those that are left: something moves
         self.feed(e.Writes(groups, self._clock.wall_ms()))
 
     def elsewhere(self, reason: str) -> list[Any]:
