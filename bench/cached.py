@@ -50,7 +50,9 @@ async def write_now_and_then(table: ackord.Table, keys: list[str], pause_s: floa
         await table.put(random.choice(keys), {"v": random.random()})
 
 
-async def measure(urls: list[str], seconds: float, rows: int, callers: int, writes_s: float) -> dict[str, Any]:
+async def measure(
+    urls: list[str], seconds: float, rows: int, callers: int, writes_s: float
+) -> dict[str, Any]:
     async with ackord.connect(urls) as store, ackord.connect(urls) as other:
         name = f"cached{time.time_ns():x}"
         await store.create_table(name, {"id": str})
@@ -83,12 +85,16 @@ async def measure(urls: list[str], seconds: float, rows: int, callers: int, writ
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="cluster.yaml")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rows", type=int, default=1_000)
     parser.add_argument("--callers", type=int, default=1)
-    parser.add_argument("--writes", type=float, default=0.1, help="seconds between two writes of the other client")
+    parser.add_argument(
+        "--writes", type=float, default=0.1, help="seconds between two writes of the other client"
+    )
     chosen = parser.parse_args()
     urls = Cluster(chosen.config).urls
     found = asyncio.run(measure(urls, chosen.seconds, chosen.rows, chosen.callers, chosen.writes))

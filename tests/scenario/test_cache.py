@@ -3,24 +3,31 @@ longer than its short lease."""
 
 from __future__ import annotations
 
+from ackord.wire.extras import encode_extras
+from ackord.wire.limits import Limits
+from ackord.wire.messages import KIND_PUT
+from ackord.wire.values import encode_columns
 from ackord_node.core import effects as e
 from ackord_node.core.types import Timing
 from tests.support.core_cluster import Cluster
 from tests.support.core_keepers import Keeper
 from tests.support.core_script import CONFIRM, drops, flows, formed, well
+from tests.support.core_transactions import Tx, account
 
 KEY = b"k1"
 LONGEST = 0.3  # of a lease, by the default limits
+LONG_LEASES = Limits(cache_lease_ms=1000)
+LONG = Timing(balance_delay=1e9, confirm_timeout=3.0)  # which allows them
 
 
-def kept(c: Cluster, *names: str, drift: float = 0.0) -> Keeper:
-    """A client that keeps KEY, which it read at each of these nodes in turn."""
+def kept(c: Cluster, *names: str, drift: float = 0.0, key: bytes = KEY) -> Keeper:
+    """A client that keeps the row, which it read at each of these nodes in turn."""
     keeper = Keeper(c, drift=drift)
     for name in names:
         for _ in range(3):  # the node records first that it lets clients keep rows
-            keeper.ask(name, KEY)
+            keeper.ask(name, key)
             c.run(0.05)
-        found = keeper.found(KEY)
+        found = keeper.found(key)
         assert found is not None and found.lease.node == name
     return keeper
 
@@ -98,32 +105,40 @@ def test_a_row_that_a_pending_write_touches_is_granted_to_nobody() -> None:
     op = c.put(KEY, node="n1")
     c.run(0.02)
     assert not keeper.keeps(KEY)
+    other = Keeper(c, 1)  # which was told nothing of it
     for name in ("n1", "n2"):
-        keeper.ask(name, KEY, b"k2")
+        for who in (keeper, other):
+            who.ask(name, KEY, b"k2")
     c.run(0.05)
-    assert not keeper.keeps(KEY) and keeper.keeps(b"k2")
+    for who in (keeper, other):
+        assert not who.keeps(KEY) and who.keeps(b"k2")
     flows(c)
     c.run_until(lambda: op.is_done, 3)
     well(c)
 
 
 def test_a_client_is_granted_no_more_than_the_replica_has_itself() -> None:
-    """A member that is cut off is removed once its lease has run out: its clients' must have, too."""
-    c = formed()
+    """A member that is granted no lease any more is removed once its last has run out, and its clients then, too."""
+    c = formed(timing=LONG, limits=LONG_LEASES)
     c.put_done(KEY)
     keeper = kept(c, "n3")
     n3 = c.nodes["n3"]
-    c.cut("n3")
-    c.run_until(lambda: n3.core.follower.lease_until - n3.clock() < 0.03, 3)
+    c.step(n3, e.DiskSlow("the disk is slow"))
+    c.run(0.35)  # what was granted before that is known has come
+    c.run(n3.core.follower.lease_until - n3.clock() - 0.1)
     keeper.ask("n3", KEY)
+    c.run(0.01)
+    assert keeper.keeps(KEY)
+    keeper.streams["n3"].is_cut = True
     op = c.put(KEY)
-    c.run_until(lambda: op.is_done, 3, "n3 is removed")
-    assert "n3" not in c.in_sync()
+    c.run_until(lambda: op.is_done, 3, "n3 confirms or is removed")
+    c.run_until(lambda: "n3" not in c.in_sync(), 3, "n3 is removed")
+    c.step(n3, e.DiskWell())
     well(c)
 
 
 def test_a_coordinators_clients_are_granted_no_more_than_its_authority() -> None:
-    c = formed()
+    c = formed(timing=LONG, limits=LONG_LEASES)
     c.put_done(KEY)
     keeper = kept(c, "n1")
     n1 = c.nodes["n1"]
@@ -132,8 +147,11 @@ def test_a_coordinators_clients_are_granted_no_more_than_its_authority() -> None
     assert coordinator is not None
     c.service.end_session(n1, n1.session)
     c.service.disconnect(n1)
-    c.run_until(lambda: coordinator.authority() - n1.clock() < 0.01, 3)
+    c.run(coordinator.authority() - n1.clock() - 0.1)
     keeper.ask("n1", KEY)
+    c.run(0.01)
+    assert keeper.keeps(KEY)
+    keeper.streams["n1"].is_cut = True
     op = c.put(KEY)
     c.run_until(lambda: op.is_done, 9, "somebody else coordinates")
     assert c.leader().name != "n1"
@@ -287,28 +305,6 @@ def test_who_owes_an_answer_is_not_granted_more_time_for_it() -> None:
     well(c)
 
 
-def test_a_hand_over_waits_for_the_coordinators_own_clients() -> None:
-    """Their leases may be as long as members' are, and be granted later."""
-    timing = Timing(balance_delay=1e9, lease=0.3, confirm_timeout=3.0)
-    c = formed(timing=timing)
-    c.put_done(KEY)
-    keeper = kept(c, "n1")
-    leader = c.leader()
-    coordinator = leader.core.coordinator
-    assert coordinator is not None
-    c.run_until(
-        lambda: max(p.granted_until for p in coordinator.progress.values()) < leader.clock() + 0.24, 3
-    )
-    keeper.ask("n1", KEY)
-    c.run(0.01)
-    c.step(leader, e.HandOver("n2"))
-    for stream in keeper.streams.values():
-        stream.is_cut = True
-    c.run_until(lambda: c.service.descriptor.coordinator == "n2", 5)
-    c.put_done(KEY)
-    well(c)
-
-
 def test_a_coordinator_that_hands_over_grants_no_more() -> None:
     c = formed()
     c.put_done(KEY)
@@ -374,4 +370,71 @@ def test_an_answer_that_comes_after_what_revokes_it_is_not_kept() -> None:
     assert keeper.told_count == 1
     c.run(0.15)
     assert not keeper.keeps(KEY)
+    well(c)
+
+
+def test_all_rows_of_a_transaction_are_told() -> None:
+    c = formed()
+    key = account(2)
+    keeper = kept(c, "n3", key=key)
+    tx = Tx(c, b"a", 1)
+    tx.put(account(1), {"n": 1})
+    tx.put(key, {"n": 2})
+    tx.done()
+    assert keeper.told_count == 1 and not keeper.keeps(key)
+    well(c)
+
+
+def test_a_row_is_kept_until_it_expires_and_no_longer() -> None:
+    """Rule R20: a reading of the clock hides it, which names no key."""
+    c = formed()
+    key = account(1)
+    tx = Tx(c, b"a", 1)
+    tx.write(KIND_PUT, key, encode_extras(encode_columns({"n": 1}), 2.0))
+    tx.done()
+    c.run(0.2)
+    row = c.oracle.rows[key]
+    keepers = {name: kept(c, name, key=key) for name in c.nodes}
+    for name, keeper in keepers.items():
+        keeper.ask(name, key)
+    c.run(0.05)
+    assert all(keeper.keeps(key) for keeper in keepers.values())
+    c.keepers.clear()  # which compare with the row as written
+    clocks = [node.core.state.clock for node in c.nodes.values()]
+
+    def is_pending() -> bool:
+        for keeper in keepers.values():
+            keeper.get(key)
+        return any(clock.hides(row, clock.at_end) for clock in clocks)
+
+    c.run_until(is_pending, 5)
+    for keeper in keepers.values():
+        assert keeper.keeps(key)
+        keeper.streams[min(keeper.streams)].is_cut = True
+    waited = c.run_until(lambda: any(clock.hides(row, clock.at_commit) for clock in clocks), 1)
+    assert 0.05 < waited < LONGEST + 0.1
+    assert not any(keeper.keeps(key) for keeper in keepers.values())
+    c.keepers.clear()
+    well(c)
+
+
+def test_a_row_that_a_pending_reading_of_the_clock_hides_is_granted_to_nobody() -> None:
+    c = formed()
+    key = account(1)
+    tx = Tx(c, b"a", 1)
+    tx.write(KIND_PUT, key, encode_extras(encode_columns({"n": 1}), 1.0))
+    tx.done()
+    keeper = kept(c, "n1", key=key)
+    row = c.oracle.rows[key]
+    drops(c, CONFIRM)
+    coordinator = c.nodes["n1"].core.state
+    c.run_until(lambda: coordinator.clock.hides(row, coordinator.clock.at_end), 5)
+    c.run(0.02)
+    assert not keeper.keeps(key)
+    other = Keeper(c, 1)
+    other.ask("n1", key, KEY)
+    c.run(0.05)
+    assert other.keeps(KEY) and not other.keeps(key)
+    flows(c)
+    c.keepers.clear()
     well(c)
