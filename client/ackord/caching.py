@@ -43,7 +43,7 @@ class Caching:
         self._by_tablet: dict[int, RowCache] = {}
         self._due: dict[tuple[str, int, int], int] = {}  # (node, tablet, number) -> the last message of it
         self._turned_at = 0.0
-        batcher.on_told = self._told
+        batcher.on_told = self.told
 
     def cache_of(self, table: str, options: CacheOptions) -> RowCache:
         """One for each table, whoever asks; its bounds are those of who asked first."""
@@ -76,7 +76,8 @@ class Caching:
 
     # ---------------------------------------------------------------------------------- told
 
-    def _told(self, link: NodeLink, hold: Any, told: Any) -> None:
+    def told(self, link: NodeLink, hold: Any, told: Any) -> None:
+        """A node wants rows to be dropped."""
         (tablet, number), (seq, version, keys) = hold, told
         cache = self._by_tablet.get(tablet)
         if cache is not None:
@@ -109,15 +110,16 @@ class Caching:
 
     # ---------------------------------------------------------------------------------- time
 
-    async def check(self, lease: Lease, now: float) -> None:
-        """A row under the lease is in use."""
+    def used(self, lease: Lease, now: float) -> bool:
+        """A row under the lease is in use. Whether the event loop should get a turn."""
         if now >= lease.renew_at:
             lease.renew_at = now + (lease.until - now) * RENEW_PART
             self._keep(lease)
         lease.check_at = min(now + CHECK_S, lease.until)
-        if now - self._turned_at >= CHECK_S:
-            self._turned_at = now
-            await asyncio.sleep(0)
+        if now - self._turned_at < CHECK_S:
+            return False
+        self._turned_at = now
+        return True
 
 
 class CachedTable(Table):
@@ -184,7 +186,8 @@ class CachedTable(Table):
             cache.hits += 1
             kept.is_used = True
             row = kept.row  # what it is now, whatever is told while the loop turns
-            await self._caching.check(kept.lease, now)
+            if self._caching.used(kept.lease, now):
+                await asyncio.sleep(0)
             return row
         cache.misses += 1
         future = store.loop.create_future()

@@ -37,7 +37,7 @@ class Mutant:
     @property
     def is_walked(self) -> bool:
         """Whether the random walk runs what it changes."""
-        return all(module.startswith("ackord_node.core.") for module, *_ in self.edits)
+        return all(module.startswith(("ackord_node.core.", "ackord.cach")) for module, *_ in self.edits)
 
 
 def mutant(rule: str, name: str, test: str, *edits: Edit, model: str = "") -> Mutant:

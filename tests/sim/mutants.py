@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.sim import (
+    mutants_cache,
     mutants_disk,
     mutants_lead,
     mutants_request,
@@ -38,6 +39,7 @@ ALL = [
     *mutants_request.MUTANTS,
     *mutants_versions.MUTANTS,
     *mutants_transactions.MUTANTS,
+    *mutants_cache.MUTANTS,
 ]
 HEAD = """# Mutants
 
@@ -87,7 +89,7 @@ def replace(module: str, name: str, code: Any) -> None:
             setattr(other, last, made[last])
 
 
-def walked(seconds: float) -> str:
+def walked(seconds: float, keepers: int) -> str:
     """How the walk catches what is broken in this process."""
     from tests.support.core_walk import Walk
 
@@ -96,7 +98,7 @@ def walked(seconds: float) -> str:
     while time.process_time() - begin < seconds:
         seed += 1
         try:
-            Walk(seed).run()
+            Walk(seed, keepers=keepers).run()
         except Exception as error:
             said = " ".join(str(error).split())
             return f"{seed} walks, {time.process_time() - begin:.1f} s: {type(error).__name__}: {said[:90]}"
@@ -116,7 +118,8 @@ class Table:
         for (module, name), source in self._sources[mutant.name].items():
             replace(module, name, compiled(source, f"<mutant {mutant.name}>"))
         failed = tests.first_failure([f"tests/{mutant.test}"])
-        walk = walked(self._seconds) if mutant.is_walked and self._seconds else ""
+        keepers = 2 if mutant.rule == "R19" else 0
+        walk = walked(self._seconds, keepers) if mutant.is_walked and self._seconds else ""
         return [failed is not None, walk]
 
     def _done(self, mutant: Mutant, result: Any, seconds: float) -> None:

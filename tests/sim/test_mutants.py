@@ -18,7 +18,7 @@ from tests.sim.needless import NEEDLESS
 
 pytestmark = pytest.mark.sim
 
-RULES = {f"R{number}" for number in range(1, 19)} | {"R7b", "R20", "R21"}
+RULES = {f"R{number}" for number in range(1, 19)} | {"R7b", "R19", "R20", "R21"}
 MODELS = {
     "no_authority",
     "no_takeover_wait",

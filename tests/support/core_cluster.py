@@ -24,8 +24,10 @@ from ackord_node.core.history import history_key
 from ackord_node.core.replica import Replica
 from ackord_node.core.state import CoreConfig
 from ackord_node.core.types import Descriptor, LogLimits, Member, Timing
+from ackord_node.runtime.requests import tell_holder
 from tests.support.core_clients import Client, Op, Reader, read, write_event
 from tests.support.core_disk import SnapshotSource, VirtualDisk
+from tests.support.core_keepers import Keeper
 from tests.support.core_oracle import Oracle, Violation
 from tests.support.core_service import Service
 
@@ -116,6 +118,7 @@ class Cluster:
         self.notes = Notes()
         self.digest = hashlib.blake2b(digest_size=8)
         self.registered = 0  # clients so far
+        self.keepers: list[Keeper] = []
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._copies = 100
@@ -209,6 +212,8 @@ class Cluster:
         for other in self.nodes.values():
             if other.replica is not None and not other.is_paused:
                 self.oracle.readable(other, other.clock())
+        for keeper in self.keepers:
+            keeper.check()
         self._plan_tick(node)
 
     def _record(self, node: Node, event: e.Event) -> None:
@@ -239,9 +244,12 @@ class Cluster:
             case e.Send():
                 self._send(node, effect)
             case e.Reply(request=request, indices=indices, results=results):
-                request.replied(indices, results)  # type: ignore[attr-defined]
+                answer: Any = getattr(request, "replied", None) or request.answer  # type: ignore[attr-defined]
+                answer(indices, results)
             case e.Persist():
                 self._kick_disk(node)
+            case e.Tell():
+                tell_holder(TABLET)(effect)
             case e.Swap():
                 self.service.swap(node, effect)
             case e.ReadDescriptor():

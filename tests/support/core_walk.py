@@ -20,6 +20,7 @@ from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.types import LogLimits, Timing
 from tests.support.core_clients import KEYS
 from tests.support.core_cluster import Cluster, Node, Profile
+from tests.support.core_keepers import Keeper
 
 FAULTS_S = 9.0
 TINY_LOG = LogLimits(
@@ -63,7 +64,8 @@ def small_marks(size: int = 250) -> Iterator[None]:
 
 
 class Walk:
-    def __init__(self, seed: int, options: TableOptions = DEFAULT_OPTIONS) -> None:
+    def __init__(self, seed: int, options: TableOptions = DEFAULT_OPTIONS, keepers: int = 0) -> None:
+        """``keepers``: so many clients keep rows (rule R19)."""
         self.seed = seed
         c = Cluster(seed)
         rng = c.rng
@@ -96,6 +98,8 @@ class Walk:
         self._fault_rate = rng.choice((1.6, 5.0))  # a second
         self.faults: dict[str, int] = {}
         self._is_calm = False
+        for number in range(keepers):
+            Keeper(self.cluster, seed * 10 + number, self.profile.drift * (1, -1)[number % 2])
 
     def run(self) -> Walk:
         with small_marks():
@@ -117,6 +121,8 @@ class Walk:
         c.has_faults = c.has_clients = True
         for client in c.clients:
             client.start()
+        for keeper in c.keepers:
+            keeper.start(KEYS)
         c.at(0.1, self._fault)
         c.at(0.05, self._read)
         c.run(FAULTS_S)
@@ -369,6 +375,8 @@ class Walk:
             "entries": len(o.truth),
             "acks": o.acks,
             "reads": o.reads,
+            "kept reads": sum(keeper.hits for keeper in c.keepers),
+            "told": sum(keeper.told_count for keeper in c.keepers),
             "epochs": c.service.descriptor.epoch,
             "changes": c.service.version,
             **self.faults,

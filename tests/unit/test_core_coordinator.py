@@ -5,7 +5,7 @@ from __future__ import annotations
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
 from ackord_node.core.types import Member
-from tests.support.core_hand import TABLET, TIMING, coordinator, entries, serving
+from tests.support.core_hand import ALL_WELL, TABLET, TIMING, coordinator, entries, serving
 
 # ------------------------------------------------------------------------------------- settling
 
@@ -333,3 +333,18 @@ def test_writes_are_refused_while_it_settles() -> None:
     h = coordinator(settled=False)
     refused = h.write()
     assert refused.answers[0][2]["reason"] == "settling"
+
+
+def test_a_member_that_waits_for_clients_is_not_slow() -> None:
+    """Rule R19: it says so with its beacon's confirmation, and the wait is bounded."""
+    for flags, is_well in ((ALL_WELL | m.FLAG_HOLDERS, True), (ALL_WELL, False)):
+        h = serving()
+        h.write()
+        h.store()
+        h.confirm("n2", h.r.state.log.end)
+        for _ in range(6):
+            h.tick(0.2)
+            h.promise("n2")
+            h.promise("n3", flags=flags)
+        h.tick()
+        assert h.c.progress["n3"].revoking is not is_well

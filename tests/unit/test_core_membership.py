@@ -9,6 +9,7 @@ import pytest
 
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
+from ackord_node.core.membership import Drain
 from ackord_node.core.types import Member
 from tests.support.core_hand import (
     ALL_WELL,
@@ -346,6 +347,39 @@ def test_nobody_joins_without_a_promise_that_covers_the_outstanding_leases() -> 
     h.promise("n3")
     h.tick()
     assert proposed(h) == members(*NODES)
+
+
+def test_nobody_joins_without_a_promise_that_covers_the_leases_of_the_coordinators_own_clients() -> None:
+    """Rules R10 and R19: the newcomer could take over while they still answer."""
+    h = serving("n1", "n2", min_in_sync=1)
+    h.promise("n2", "n3")
+    h.now += 0.2
+    h.promise("n2")
+    holders = h.r.state.holders
+    holders.longest = TIMING.lease
+    granted = holders.grant("somebody", h.c.authority(), h.now)  # type: ignore[arg-type]
+    assert granted is not None and granted[1] > TIMING.lease - 0.05
+    h.confirm("n3", 0)
+    assert proposed(h) is None, "n3's promise ends before the client's lease"
+    h.now += 0.3
+    h.promise("n3")
+    h.tick()
+    assert proposed(h) == members(*NODES)
+
+
+def test_a_hand_over_waits_for_the_coordinators_own_clients() -> None:
+    """Rules R7b and R19: the successor would take over while they still answer."""
+    h = serving(*NODES)
+    h.promise("n2", "n3")
+    granted = h.r.state.holders.grant("somebody", h.c.authority(), h.now)  # type: ignore[arg-type]
+    assert granted is not None
+    h.do(e.HandOver("n2"))
+    h.tick()
+    assert not h.sent(m.HANDOVER) and h.c.membership.drain is Drain.LEASES
+    h.tick(granted[1] * TIMING.scale - 0.001)
+    assert not h.sent(m.HANDOVER)
+    h.tick(0.002)
+    assert h.sent(m.HANDOVER, "n2")
 
 
 def test_nobody_is_swapped_in_who_lacks_the_tail() -> None:
