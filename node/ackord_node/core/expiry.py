@@ -106,6 +106,11 @@ class Expiry:
             self._look(now)
 
     @property
+    def reads_at(self) -> float:
+        """When the clock is read next."""
+        return self._read_at if self.is_on else float("inf")
+
+    @property
     def wake_at(self) -> float:
         return self._sweep_at if self._has_to_look else float("inf")
 

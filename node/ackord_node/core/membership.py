@@ -64,6 +64,19 @@ class Membership:
     def has_ended_reads(self) -> bool:
         return self.drain in (Drain.TAIL, Drain.DONE)
 
+    @property
+    def is_settled(self) -> bool:
+        """No change, no hand-over and no lock to be taken, now or soon."""
+        s = self._s
+        return (
+            self.proposed is None
+            and self.drain is Drain.NO
+            and s.unfit_reason is None
+            and not s.is_leaving
+            and s.coordination_up
+            and s.lock_holder == s.node == self.descriptor.replicas[0]
+        )
+
     def may_grant(self, member: Member, p: Progress) -> bool:
         return (
             self.drain is Drain.NO
