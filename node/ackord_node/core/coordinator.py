@@ -190,7 +190,7 @@ class Coordinator:
         p = self.progress.get(node)
         if p is None or not p.enrolled or not self.is_active or self.membership.has_ended_reads:
             return None
-        return p if p.enrolled == p.incarnation and not p.expelled else None
+        return p if not p.expelled else None
 
     def shared_confirm(
         self, p: Progress, member: Member, sent_at: float, flags: int, wall_ms: int, now: float

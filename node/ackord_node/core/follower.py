@@ -187,12 +187,9 @@ class Follower:
         """A beacon of the node pair, and the lease that it grants for this tablet (0.0: none). False if this copy
         does not obey that epoch, or is not that copy (any more): it promises nothing then, and says so."""
         s = self._s
-        if (
-            s.promised != epoch
-            or s.promised_durable != epoch
-            or s.barred_below > epoch
-            or s.copy_id != copy_id
-        ):
+        if s.promised != epoch or s.promised_durable != epoch:
+            return False
+        if s.barred_below > epoch or s.copy_id != copy_id:
             return False
         if self.leader != source or s.stopped_reason is not None or s.is_leaving or s.filling or s.suspect:
             return False
