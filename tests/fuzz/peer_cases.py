@@ -54,6 +54,8 @@ def valid_messages(f: Facts) -> list[list[Any]]:
         [m.FENCED, *head, f.epoch],
         [m.COMMIT, *head, f.log_end],
         [m.STOPPING, 0, 0],
+        [m.PEER_BEACON, 0, 0, f.now, 1, 0, [*head, f.copy_id], f.now, 1.0, f.incarnation, [f.tablet, 0.5]],
+        [m.PEER_BEACON_CONFIRM, 0, 0, f.incarnation, f.now, 1, f.now, 15, 1_700_000_000_000, [f.tablet]],
         [m.BEACON_CONFIRM, *head, f.copy_id, f.now, f.now, f.log_end, 7, 1_700_000_000_000],
         [
             m.SNAPSHOT,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.sim import (
+    mutants_beacons,
     mutants_cache,
     mutants_disk,
     mutants_lead,
@@ -35,6 +36,7 @@ from tests.sim.mutant import Mutant
 ALL = [
     *mutants_lead.MUTANTS,
     *mutants_time.MUTANTS,
+    *mutants_beacons.MUTANTS,
     *mutants_disk.MUTANTS,
     *mutants_request.MUTANTS,
     *mutants_versions.MUTANTS,

@@ -217,7 +217,7 @@ MUTANTS = [
         "R13",
         "granted_unconfirmed",
         SCENARIO_MEMBERS + "a_silently_rolled_back_member_gets_no_lease_before_it_is_fed",
-        (COORDINATOR, "Coordinator._grant", "if p.confirmed < self.start:", "if False:"),
+        (COORDINATOR, "Coordinator._granted", "if p.confirmed < self.start:", "if False:"),
     ),
     mutant(
         "R13",

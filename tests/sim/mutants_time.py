@@ -79,7 +79,7 @@ MUTANTS = [
         "R6",
         "grants_not_capped",
         SCENARIO_READS + "a_grant_never_outlasts_the_grantors_authority",
-        (COORDINATOR, "Coordinator._grant", "min(timing.lease, self.authority() - now)", "timing.lease"),
+        (COORDINATOR, "Coordinator._granted", "min(timing.lease, self.authority() - now)", "timing.lease"),
         model="no_cap",
     ),
     mutant(
@@ -254,7 +254,7 @@ MUTANTS = [
         "R8",
         "grants_before_tail",
         UNIT_COORDINATOR + "no_lease_is_granted_before_the_tail_is_committed",
-        (COORDINATOR, "Coordinator._grant", " or not self.may_answer(now)", ""),
+        (COORDINATOR, "Coordinator._granted", " or not self.may_answer(now)", ""),
     ),
     # ------------------------------------------------------------------------------------------ R9
     mutant(
@@ -306,7 +306,7 @@ MUTANTS = [
         "R9",
         "lease_wait_not_scaled",
         UNIT_MEMBERS + "a_member_goes_only_after_its_lease",
-        (COORDINATOR, "Coordinator._grant", "now + seconds * timing.scale", "now + seconds"),
+        (COORDINATOR, "Coordinator._granted", "now + seconds * timing.scale", "now + seconds"),
     ),
     # ----------------------------------------------------------------------------------------- R10
     mutant(

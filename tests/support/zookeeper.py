@@ -52,6 +52,11 @@ class ZooKeeperServer:
     def address(self) -> str:
         return f"{self.settings.host}:{self.settings.client_port}"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self, *, wait: bool = True) -> None:
         if self._process is None:
             self._process = launch(self.settings, self._wrapper)

@@ -225,6 +225,8 @@ class Around:
 
     def tablet_changed(self, host: TabletHost) -> None: ...
 
+    def wake(self, host: TabletHost) -> None: ...
+
 
 def hosting(hand: Hand, engine: MemoryEngine | None = None) -> tuple[TabletHost, Around]:
     around = Around(engine or opened())
@@ -371,9 +373,13 @@ class Fed:
 
 def test_a_message_reaches_the_tablet_that_it_names() -> None:
     hosts = {7: Fed(7), 8: Fed(8)}
-    node: Any = SimpleNamespace(hosts=hosts)
+    others: list[Any] = []
+    node: Any = SimpleNamespace(
+        hosts=hosts, _clockwork=SimpleNamespace(received=lambda *message: others.append(message))
+    )
     Node.messages_received(node, "n1", 11, [[m.COMMIT, 8, 3, 1], [m.COMMIT, 9, 3, 1]])
     assert hosts[7].events == []
+    assert others == [("n1", 11, [m.COMMIT, 9, 3, 1])]
     assert [event.message for event in hosts[8].events] == [[m.COMMIT, 8, 3, 1]]
 
 
@@ -385,6 +391,7 @@ def test_a_tablets_data_goes_only_when_it_was_dropped(why: str | None, goes: boo
         catalogue=SimpleNamespace(descriptor_seen=lambda *x: None),
         observer=SimpleNamespace(forget_tablet=lambda *x: None),
         _forget=forgotten.append,
+        _clockwork=SimpleNamespace(beacons=SimpleNamespace(role_changed=lambda *x: None)),
     )
     hand = leased()
     hand.r.state.stopped_reason = why

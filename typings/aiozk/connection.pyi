@@ -10,6 +10,8 @@ class Connection:
     writer: asyncio.StreamWriter | None
     closing: bool
     read_loop_task: asyncio.Task[None] | None
+    opcode_xref: dict[int, int | None]
+    pending: dict[int, asyncio.Future[tuple[int, Response]]]
 
     def __init__(
         self, host: str, port: int, watch_handler: Callable[[WatchEvent], None], read_timeout: float | None

@@ -23,6 +23,7 @@ from ackord_node.core.types import Member
 from ackord_node.core.writes import WritePath
 
 FOREVER = float("inf")
+ALL_WELL = m.FLAG_COORDINATION | m.FLAG_FIT | m.FLAG_STAYS
 
 
 class Coordinator:
@@ -42,7 +43,8 @@ class Coordinator:
         self._asked_at = now
         self._unanswered = {node for node in self.progress if node in state.peers_up}
         self._beacon_at = now
-        self._last_tick = now
+        self._beaconed = -1  # the commit point at the last round of beacons
+        self._last_tick = self._planned = now
         self.resign_reason: str | None = None
         for node in self.progress:
             self.progress[node].heard_at = now
@@ -108,8 +110,12 @@ class Coordinator:
         if self.membership.has_ended_reads:
             return
         self._beacon_at = now + self._s.config.timing.beacon_interval
-        for node in self.progress:
-            self._send_beacon(self.progress[node], now)
+        is_still, self._beaconed = self._beaconed == self._s.commit, self._s.commit
+        for p in self.progress.values():
+            # A beacon of the tablet's own carries the commit point to one that missed it; where more follows, that
+            # does so.
+            if not p.is_shared or (is_still and p.beaconed != self._s.commit):
+                self._send_beacon(p, now)
 
     def _send_beacon(self, p: Progress, now: float) -> None:
         s = self._s
@@ -117,6 +123,7 @@ class Coordinator:
         if p.grant is not None:
             request, seconds, grantee, _ = p.grant
             p.grant = None
+        p.beaconed = s.commit
         s.send(
             p.node,
             [
@@ -146,24 +153,71 @@ class Coordinator:
             p.behind_since = now  # rule R19: it waits for clients, which is bounded, and is not slow itself
         if end < p.confirmed and sent_at > p.confirmed_at:
             self.membership.expel(p, f"its log ends at {end}, but it had confirmed {p.confirmed}")
-        elif request >= 0:
-            self._grant(p, Member(node, copy_id), request, now)
+            return
+        if flags & m.FLAG_SHARES:
+            p.enrolled = incarnation
+        member = Member(node, copy_id)
+        if request >= 0:
+            self._grant(p, member, request, now)
+        if member not in self.membership.in_sync:
+            self.membership.advance(now)  # its promise is newest, so that it covers what was granted (R10)
 
     def _grant(self, p: Progress, member: Member, request: float, now: float) -> None:
-        """Rule R6: a lease from the holder's own send time on, never longer than the authority."""
-        timing = self._s.config.timing
-        if not self.membership.may_grant(member, p) or not self.may_answer(now):
+        had_one = p.granted_raw > now + self._s.config.timing.lease / 2
+        seconds = self._granted(p, member, now)
+        if seconds <= 0:
             return
-        if p.confirmed < self.start:
-            return  # it shows first, in this epoch, that it holds what an in-sync copy must (R13)
-        seconds = min(timing.lease, self.authority() - now)
-        p.granted_incarnation = p.incarnation
-        had_one = p.granted_raw > now + timing.lease / 2
-        p.granted_raw = max(p.granted_raw, now + seconds)
-        p.granted_until = max(p.granted_until, now + seconds * timing.scale)
         p.grant = (request, seconds, p.incarnation, now)
         if not had_one:
             self._send_beacon(p, now)
+
+    def _granted(self, p: Progress, member: Member, now: float) -> float:
+        """Rule R6: for how long the member gets a lease, never longer than the authority; 0.0: it gets none."""
+        timing = self._s.config.timing
+        if not self.membership.may_grant(member, p) or not self.may_answer(now):
+            return 0.0
+        if p.confirmed < self.start:
+            return 0.0  # it shows first, in this epoch, that it holds what an in-sync copy must (R13)
+        seconds = min(timing.lease, self.authority() - now)
+        p.granted_incarnation = p.incarnation
+        p.granted_raw = max(p.granted_raw, now + seconds)
+        p.granted_until = max(p.granted_until, now + seconds * timing.scale)
+        return seconds
+
+    # -------------------------------------------------------------- beacons of the node pair
+
+    def shared_with(self, node: str) -> Progress | None:
+        """The replica there, if a beacon of the node pair may stand for this tablet's: this run of it confirmed one
+        of the tablet's own, which showed what it holds (R13), and reads are not ended (R7b)."""
+        p = self.progress.get(node)
+        if p is None or not p.enrolled or not self.is_active or self.membership.has_ended_reads:
+            return None
+        return p if not p.expelled else None
+
+    def shared_confirm(
+        self, p: Progress, member: Member, sent_at: float, flags: int, wall_ms: int, now: float
+    ) -> float:
+        """The member confirmed a beacon of the node pair for this tablet too: for how long it gets a lease."""
+        p.heard_at = now
+        p.is_shared = True
+        p.wall_ms = wall_ms
+        p.flags = flags
+        p.authority = max(p.authority, sent_at + self._s.config.timing.lease)
+        return self._granted(p, member, now)
+
+    def _is_quiet(self) -> bool:
+        """Whether nothing is under way, and no member of the tablet needs a beacon of the tablet's own."""
+        s, membership = self._s, self.membership
+        if s.commit != s.log.end or not self.is_active or self.writes.pending_count:
+            return False
+        if not membership.is_settled or len(membership.in_sync) != len(self.progress) + 1:
+            return False
+        for p in self.progress.values():
+            if not p.is_shared or p.beaconed != s.commit or p.told != s.commit or p.probing or p.snapshot_id:
+                return False
+            if p.revoking or p.leaving or p.expelled or p.flags & ALL_WELL != ALL_WELL:
+                return False
+        return True
 
     def _heard(self, node: str, incarnation: int, message: m.Message, now: float) -> Progress | None:
         """The sender's progress if the answer is of this epoch (rule R3)."""
@@ -174,6 +228,7 @@ class Coordinator:
         if p.copy_id != copy_id or p.incarnation != incarnation:
             if p.snapshot_id and p.incarnation == incarnation:
                 p.copy_id, p.confirmed, p.authority = copy_id, 0, NEVER  # the copy that the snapshot fills
+                p.enrolled, p.is_shared = 0, False
             else:
                 self.replication.close_snapshot(p)
                 p.became(copy_id, incarnation)
@@ -283,9 +338,8 @@ class Coordinator:
         self._try_commit(now)
 
     def tick(self, now: float) -> None:
-        timing = self._s.config.timing
-        if now - self._last_tick > timing.confirm_timeout / 2:
-            for p in self.progress.values():  # this process was paused: silence proves nothing of others
+        if self._was_paused(now):
+            for p in self.progress.values():
                 p.heard_at = now
                 p.behind_since = now if p.behind_since != NEVER else NEVER
         self._last_tick = now
@@ -300,8 +354,19 @@ class Coordinator:
         self.membership.tick(now)
         self._try_commit(now)
         self._reads.advance()
+        self._planned = self.wake_at
 
     @property
     def wake_at(self) -> float:
+        if self._is_quiet():  # once in a while, for what may have changed otherwise
+            rare = self._last_tick + self._s.config.timing.idle_interval
+            return min(rare, self.expiry.wake_at, self.expiry.reads_at)
+        return min(
+            self._beacon_at, self._last_tick + self._s.config.timing.beacon_interval / 2, self.expiry.wake_at
+        )
+
+    def _was_paused(self, now: float) -> bool:
+        """Whether the whole process stood still since the last tick: silence proves nothing of others then."""
         timing = self._s.config.timing
-        return min(self._beacon_at, self._last_tick + timing.beacon_interval / 2, self.expiry.wake_at)
+        attentive = max(self._last_tick, self._planned - timing.beacon_interval / 2)
+        return now - attentive > timing.confirm_timeout / 2 or self._s.paused_at > self._last_tick

@@ -115,6 +115,11 @@ class Expiry:
         return max(self._s.wall_ms(now) - self._due_ms, 0) / 1000
 
     @property
+    def reads_at(self) -> float:
+        """When the clock is read next."""
+        return self._read_at if self.is_on else float("inf")
+
+    @property
     def wake_at(self) -> float:
         return self._sweep_at if self._has_to_look else float("inf")
 

@@ -184,6 +184,23 @@ class Follower:
         self._promise(now)
         self._answer(now)
 
+    def shared_beacon(
+        self, source: str, epoch: int, copy_id: int, request: float, seconds: float, now: float
+    ) -> bool:
+        """A beacon of the node pair, and the lease that it grants for this tablet (0.0: none). False if this copy
+        does not obey that epoch, or is not that copy (any more): it promises nothing then, and says so."""
+        s = self._s
+        if s.promised != epoch or s.promised_durable != epoch:
+            return False
+        if s.barred_below > epoch or s.copy_id != copy_id:
+            return False
+        if self.leader != source or s.stopped_reason is not None or s.is_leaving or s.filling or s.suspect:
+            return False
+        if seconds > 0 and request >= self._request_floor:
+            self.lease_until = max(self.lease_until, request + seconds)
+        self._promise(now)
+        return True
+
     def _cut_foreign_tail(self, start: int) -> None:
         """Rule R3: what lies beyond ``start``, the log that the coordinator took over with, and is not of its
         epoch, is not in its log. Reads would wait for it until the next write overwrites it."""
@@ -221,6 +238,7 @@ class Follower:
                 + m.FLAG_FIT * (s.unfit_reason is None)
                 + m.FLAG_STAYS * (not s.is_leaving)
                 + m.FLAG_HOLDERS * (s.holders.bound is not None)
+                + m.FLAG_SHARES * s.shares_beacons
             )
             request = now if wants else -1
             self._promise(now)

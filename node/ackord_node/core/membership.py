@@ -68,6 +68,19 @@ class Membership:
         """Whether the set holds this copy and is not changing: then nothing that it confirms lets anybody in."""
         return self.proposed is None and p.copy_id is not None and Member(p.node, p.copy_id) in self.in_sync
 
+    @property
+    def is_settled(self) -> bool:
+        """No change, no hand-over and no lock to be taken, now or soon."""
+        s = self._s
+        return (
+            self.proposed is None
+            and self.drain is Drain.NO
+            and s.unfit_reason is None
+            and not s.is_leaving
+            and s.coordination_up
+            and s.lock_holder == s.node == self.descriptor.replicas[0]
+        )
+
     def may_grant(self, member: Member, p: Progress) -> bool:
         return (
             self.drain is Drain.NO

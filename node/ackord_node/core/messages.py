@@ -28,12 +28,17 @@ SNAPSHOT_TAKEN = 11  # tablet, epoch, copy_id, snapshot id, chunk number
 FENCED = 12  # tablet, epoch that was refused, epoch that was promised
 COMMIT = 13  # tablet, epoch, commit point: sent at once when nothing else would carry it (rule R12)
 STOPPING = 14  # 0, 0: the whole node stops; for the runtime, not for a tablet
+# 0, 0, sent at, version of the list of tablets, base version, changes, lease request, granted seconds, grantee, others
+PEER_BEACON = 15
+# 0, 0, coordinator's incarnation, beacon time (-1: none is confirmed), version, lease request, flags, wall_ms, left
+PEER_BEACON_CONFIRM = 16
 
 # flags of BEACON_CONFIRM
 FLAG_COORDINATION = 1  # the member reaches the coordination service
 FLAG_FIT = 2  # its disk answers in time and has room
 FLAG_STAYS = 4  # it is not stopping
 FLAG_HOLDERS = 8  # it waits for clients that hold rows (rule R19)
+FLAG_SHARES = 16  # one beacon of the node pair may stand for this tablet's (core/peer_beacons.py)
 
 Message = list[Any]
 
@@ -78,6 +83,25 @@ def _are_pairs(value: Any) -> bool:
     )
 
 
+def _are_changes(value: Any) -> bool:
+    """Tablet, epoch (0: no longer listed) and copy_id, again and again."""
+    return type(value) is list and len(value) % 3 == 0 and all(map(_is_natural, value))
+
+
+def _are_seconds(value: Any) -> bool:
+    """Tablet and seconds, again and again."""
+    return (
+        type(value) is list
+        and len(value) % 2 == 0
+        and all(map(_is_natural, value[::2]))
+        and all(map(_is_time, value[1::2]))
+    )
+
+
+def _are_tablets(value: Any) -> bool:
+    return type(value) is list and all(map(_is_natural, value))
+
+
 def _is_space(value: Any) -> bool:
     return type(value) is str and value in _SPACES
 
@@ -108,6 +132,8 @@ FIELDS: dict[int, tuple[Callable[[Any], bool], ...]] = {
     FENCED: (_N, _N, _N),
     COMMIT: (_N, _N, _N),
     STOPPING: (_N, _N),
+    PEER_BEACON: (_N, _N, _T, _N, _N, _are_changes, _T, _T, _N, _are_seconds),
+    PEER_BEACON_CONFIRM: (_N, _N, _N, _T, _N, _T, _N, _N, _are_tablets),
 }
 
 # Those that are numbers throughout, and how many: one look at all of them instead of one at each.

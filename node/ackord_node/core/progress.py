@@ -37,6 +37,11 @@ class Progress:
     grant: tuple[float, float, int, float] | None = (
         None  # (request, seconds, incarnation, made at) for the next beacon
     )
+    enrolled: int = (
+        0  # the run of the member that confirmed a beacon of this tablet and shares those of the node
+    )
+    is_shared: bool = False  # the beacons of the node pair are being confirmed for this tablet too
+    beaconed: int = 0  # the commit point that the last beacon of this tablet's own carried
     wall_ms: int = 0  # its wall clock, as it last told (rule R20); 0: it has not
     # -- membership
     flags: int = 0
@@ -62,6 +67,8 @@ class Progress:
             self.authority = NEVER
         self.copy_id = copy_id
         self.incarnation = incarnation
+        self.enrolled = 0
+        self.is_shared = False
         self.leaving = False
         self.wall_ms = 0
         self.probe()

@@ -353,11 +353,14 @@ class Replica:
                 self.coordinator.membership.tick(now)
 
     def _durable(self, event: e.Durable, now: float) -> None:
+        was_stored = self.state.copy_is_stored
         self.state.stored(event.batch)
         if self.coordinator is not None:
             self.coordinator.stored(now)
-        else:
-            self.follower.stored(now)
+            return
+        self.follower.stored(now)
+        if not was_stored:
+            self.takeover.poll(now)  # a copy that is on disk may be named
 
     @property
     def has_announcement(self) -> bool:
@@ -470,7 +473,9 @@ class Replica:
         return known if known != s.node else None
 
     def _tick(self, event: e.Tick, now: float) -> None:
-        self._tick_at = now + self.state.config.timing.beacon_interval
+        timing = self.state.config.timing
+        is_idle = self.follower.lease_until > now and not self.state.is_leaving and not self.state.tells_wall
+        self._tick_at = now + (timing.idle_interval if is_idle else timing.beacon_interval)
         if event.wall_ms:
             self.state.wall_read(event.wall_ms, now)
         self.reads.refuse(_MOVED, now)

@@ -110,6 +110,8 @@ class TabletState:
         self.peers_refused: set[str] = set()
         self.is_leaving = False
         self.handed_to: str | None = None  # whom this node told to take over; a hint for clients
+        self.shares_beacons = False  # this node takes beacons for all tablets of a node pair
+        self.paused_at = float("-inf")  # the whole process stood still, up to then
         self.unfit_reason: str | None = None
         self.stopped_reason: str | None = None  # corrupt or dropped: serves nothing
         self.trim_hold: int | None = None

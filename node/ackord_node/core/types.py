@@ -135,6 +135,16 @@ class Timing:
     def beacon_interval(self) -> float:
         return self.lease / 4
 
+    @property
+    def idle_interval(self) -> float:
+        """Between two ticks of a tablet for which nothing is due, as long as its members are heard."""
+        return 4 * self.lease
+
+    @property
+    def silence(self) -> float:
+        """A node that confirmed no beacon for so long gets each tablet's own again."""
+        return min(self.lease, self.confirm_timeout) / 2
+
 
 @dataclass(frozen=True, slots=True)
 class LogLimits:

@@ -33,6 +33,8 @@ STOPPED_WAIT_S = 10.0  # drop waits so long for the tablets' members to confirm
 SERVED_WAIT_S = 15.0  # create_table waits so long for its tablets to be served
 LEAVING_WAIT_S = 1.0  # ... and so long from when the node began to stop
 TRIES_COUNT = 10
+SERVED_LOOK_S = 0.02  # between two looks at them
+CREATED_AT_ONCE = 128  # descriptors that are asked for together
 NO_RECORD = -1  # the version of the record of a name that no table ever had
 
 
@@ -71,9 +73,9 @@ class Catalogue:
         self._replicas_count = replicas_count
         self._min_in_sync = min_in_sync
         self.tables: dict[str, TableDefinition] = {}
+        self._tables_by_id: dict[int, TableDefinition] = {}
         self.descriptors: dict[int, tuple[Descriptor, int]] = {}
-        self.changed = asyncio.Event()  # set, and replaced, at every change of a descriptor
-        self.version = 0
+        self.version = 0  # grows at every change of a descriptor or a table
         self.on_refresh: Callable[[], None] = lambda: None
         self._leaving_since: float | None = None
         self._reading = asyncio.Lock()
@@ -132,8 +134,7 @@ class Catalogue:
         return TableRecord(TableDefinition.from_wire(unpackb(data), self._limits) if data else None, version)
 
     def tablet(self, tablet: int) -> TableDefinition | None:
-        table_id = tablet >> TABLET_BITS
-        return next((t for t in self.tables.values() if t.id == table_id), None)
+        return self._tables_by_id.get(tablet >> TABLET_BITS)
 
     def descriptor_seen(self, tablet: int, descriptor: Descriptor, version: int) -> bool:
         known = self.descriptors.get(tablet)
@@ -145,8 +146,6 @@ class Catalogue:
 
     def touch(self) -> None:
         self.version += 1
-        self.changed.set()
-        self.changed = asyncio.Event()
 
     def leave(self) -> None:
         """The node stops. It opens no more copies, so nobody here shall wait for one, nor hold up the node's end."""
@@ -164,6 +163,7 @@ class Catalogue:
                     tables[name] = definition
             if tables != self.tables:
                 self.tables = tables
+                self._tables_by_id = {t.id: t for t in tables.values()}
                 self.touch()
             self.on_refresh()
 
@@ -227,18 +227,25 @@ class Catalogue:
         existing = [d.replicas for d, _ in self.descriptors.values() if not d.dropped]
         orders = place(self._nodes, self._replicas_count, existing, len(starts))
         tablets = []
+        newborns = []
         for number, (start, end, order) in enumerate(zip(starts, ends, orders, strict=True)):
             tablet = table_id << TABLET_BITS | number
-            newborn = Descriptor(tablet, 0, None, 0, frozenset(), order, self._min_in_sync, start, end)
-            outcome = await self._coordination.create_descriptor(tablet, newborn.encode())
-            if outcome is not Cas.WON and await self._coordination.descriptor(tablet) is None:
-                raise Unavailable(
-                    f"table {name!r} was not created: the coordination service did not record tablet {tablet:x}",
-                    reason="coordination",
-                    retry_after_ms=500,
-                )
             tablets.append(TabletRange(tablet, start, end))
+            newborns.append(Descriptor(tablet, 0, None, 0, frozenset(), order, self._min_in_sync, start, end))
+        for first in range(0, len(newborns), CREATED_AT_ONCE):
+            some = newborns[first : first + CREATED_AT_ONCE]
+            await asyncio.gather(*(self._record_newborn(name, newborn) for newborn in some))
         return TableDefinition(table_id, name, schema, tuple(tablets), options=options)
+
+    async def _record_newborn(self, name: str, newborn: Descriptor) -> None:
+        tablet = newborn.tablet
+        outcome = await self._coordination.create_descriptor(tablet, newborn.encode())
+        if outcome is not Cas.WON and await self._coordination.descriptor(tablet) is None:
+            raise Unavailable(
+                f"table {name!r} was not created: the coordination service did not record tablet {tablet:x}",
+                reason="coordination",
+                retry_after_ms=500,
+            )
 
     async def _publish(self, definition: TableDefinition, version: int) -> TableRecord:
         """The record with the table that stands now, be it this one or another one that was faster."""
@@ -261,14 +268,15 @@ class Catalogue:
         """Until every tablet has its copies in sync; at the minimum after a third of the wait, or if this node
         stops. What fails here may have been created by this call (``is_new``), or stood before."""
         failed = OutcomeUnknown if is_new else Unavailable
-        begun = self._clock.now()
+        begun, left = self._clock.now(), [t.id for t in definition.tablets]
         while True:
             waited = self._clock.now() - begun
             is_patient = waited < SERVED_WAIT_S / 3 and self._leaving_since is None
             wanted = self._replicas_count if is_patient else self._min_in_sync
-            if all(self._is_served(t.id, wanted) for t in definition.tablets):
+            left = [tablet for tablet in left if not self._is_served(tablet, wanted)]
+            if not left:
                 return
-            if any(self._is_dropped(t.id) for t in definition.tablets):
+            if any(self._is_dropped(tablet) for tablet in left):
                 raise failed(
                     f"table {definition.name!r} was dropped meanwhile", reason="dropping", retry_after_ms=1000
                 )
@@ -278,10 +286,7 @@ class Catalogue:
                     reason="not_served",
                     retry_after_ms=1000,
                 )
-            try:
-                await asyncio.wait_for(self.changed.wait(), 0.1)
-            except TimeoutError:
-                continue
+            await asyncio.sleep(SERVED_LOOK_S)
 
     def _has_left(self) -> bool:
         since = self._leaving_since

@@ -61,10 +61,17 @@ class Collector:
             for key in keys:
                 touched.setdefault(key, now)
 
+    @property
+    def wake_at(self) -> float:
+        return self._due
+
     def tick(self, now: float) -> None:
-        if self._is_working or now < self._due or not self._has_work():
+        if self._is_working or now < self._due:
             return
-        self._is_working = True
+        if not self._has_work():
+            self._due = now + IDLE_PAUSE_S
+            return
+        self._is_working, self._due = True, now + BUSY_PAUSE_S
         self._spawn(self._step())
 
     def _has_work(self) -> bool:

@@ -24,6 +24,7 @@ from ackord_node.core.state import CoreConfig, StoredCopy
 from ackord_node.core.types import Descriptor
 from ackord_node.ports import Clock, Coordination, CoordinationError, Engine, EngineCorrupt, PeerTransport
 from ackord_node.runtime.catalogue import Catalogue, TableRecord
+from ackord_node.runtime.clockwork import Clockwork
 from ackord_node.runtime.committer import Committer
 from ackord_node.runtime.engine_thread import EngineWorker
 from ackord_node.runtime.health import Health
@@ -38,7 +39,6 @@ from ackord_node.runtime.tablet_host import EngineRows, TabletHost
 
 log = logging.getLogger("ackord.node")
 
-TICK_MIN_S, TICK_MAX_S = 0.005, 0.03  # how often tablets are asked what time made due
 STOP_WAIT_S = 6.0  # a planned stop waits so long for its hand-overs
 LONE_STOP_WAIT_S = 0.5  # with nobody left to take over: time for what is under way
 WAIT_LOG_S = 5.0
@@ -89,6 +89,8 @@ class Node:
         self.health = Health(
             engine, self.committer, clock, observer, settings.timing.confirm_timeout, self._disk_changed
         )
+        self._clockwork = Clockwork(self)
+        self.wake = self._clockwork.wake
         self.reporter = Reporter(self, ask_peer)
         self.catalogue.has_stopped = self.reporter.has_stopped
         self.recovery = Recovery(self, ask_peer)
@@ -127,7 +129,7 @@ class Node:
         for tablet in sorted(self._metas):
             self.coordination.follow(tablet)
         self.spawn(self._keep_catalogue())
-        self.spawn(self._tick())
+        self.spawn(self._clockwork.run(self._peers_up))
         self.refusal = "starting: reading which tables there are"
         await self._tables_read.wait()  # before that, "there is no such table" would be a lie
         self.refusal = None
@@ -212,6 +214,7 @@ class Node:
 
     def tablet_changed(self, host: TabletHost) -> None:
         s = host.replica.state
+        self._clockwork.beacons.role_changed(host.tablet, host.replica.coordinator)
         if s.descriptor is not None:
             self.catalogue.descriptor_seen(host.tablet, s.descriptor, s.descriptor_version)
         if host.replica.coordinator is None:
@@ -224,6 +227,7 @@ class Node:
         if self.hosts.pop(host.tablet, None) is not None:
             log.info("tablet %x was dropped: its data is deleted", host.tablet)
             host.close()
+            self._clockwork.forget(host)
             self._metas.pop(host.tablet, None)
             self.committer.forget(host.tablet)
             self.coordination.unfollow(host.tablet)
@@ -358,6 +362,7 @@ class Node:
             definition.options,
         )
         replica.state.schema = definition.key
+        replica.state.shares_beacons = True
         host = TabletHost(self, replica, definition.key)
         if is_new or meta.suspect:
             replica.state.want_meta()
@@ -375,15 +380,17 @@ class Node:
         for message in messages:
             m.check(message)
             host = hosts.get(message[1])
-            if host is None:
-                if message[0] == m.STOPPING:
-                    self._peers_stopping.add(node)
-            else:
+            if host is not None:
                 host.feed(e.Received(node, incarnation, message))
+            elif message[0] == m.STOPPING:
+                self._peers_stopping.add(node)
+            else:
+                self._clockwork.received(node, incarnation, message)
 
     def peer_up(self, node: str) -> None:
         self._peers_up.add(node)
         self._peers_stopping.discard(node)
+        self._clockwork.beacons.peer_up(node)
         self.observer.peer_link(node, True)
         for host in list(self.hosts.values()):
             host.feed(e.PeerUp(node))
@@ -397,15 +404,6 @@ class Node:
     def _disk_changed(self, reason: str | None) -> None:
         for host in list(self.hosts.values()):
             host.feed(e.DiskWell() if reason is None else e.DiskSlow(reason))
-
-    async def _tick(self) -> None:
-        while True:
-            now = self.clock.now()
-            due = now + TICK_MAX_S
-            for host in list(self.hosts.values()):
-                host.tick(now)
-                due = min(due, host.replica.wake_at)
-            await asyncio.sleep(max(due - now, TICK_MIN_S))
 
     # -------------------------------------------------------------------------------- service
 
@@ -429,6 +427,7 @@ class Node:
         dirty, self._dirty_hosts = self._dirty_hosts, {}
         for host in dirty:
             host.flush()
+            self.wake(host)
 
     def _no_tablet(self, tablet: int) -> list[Any]:
         detail: dict[str, Any] = {}

@@ -72,6 +72,8 @@ class Surroundings(Protocol):
 
     def tablet_changed(self, host: TabletHost) -> None: ...
 
+    def wake(self, host: TabletHost) -> None: ...
+
 
 class EngineRows:
     """The tablet's stored rows, as the core reads them."""
@@ -118,7 +120,7 @@ class TabletHost(Source):
         self._snapshots = Snapshots(around.engine, around.committer, self.tablet, replica, self.feed)
         self._collector = self._new_collector() if replica.state.retention is not None else None
         self.versions = VersionReads(self, around.engine, around.clock)
-        self._role: tuple[int | None, bool] = (None, False)
+        self._role: tuple[int | None, object] = (None, None)
         self._effects: dict[type, Callable[[Any], None]] = {
             e.Send: lambda x: around.send(x.node, x.message, x.urgent),
             e.Reply: lambda x: x.request.answer(x.indices, x.results),
@@ -152,7 +154,8 @@ class TabletHost(Source):
             self._around.crash(f"tablet {self.tablet:x}: {error!r}", False)
         finally:
             self._is_stepping = False
-        role = (self.replica.state.descriptor_version, self.replica.coordinator is not None)
+        self._around.wake(self)
+        role = (self.replica.state.descriptor_version, self.replica.coordinator)
         if role != self._role:
             self._role = role
             self._around.tablet_changed(self)
@@ -178,19 +181,20 @@ class TabletHost(Source):
         for group in event.groups:
             _refuse(group, unknown)
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float) -> float:
+        """Does what is due; when it is to be asked again, if nothing happens before."""
         self.flush()
         if self._collector is not None and not self._is_closed:
             self._collector.tick(now)
-        if (
-            self._queued
-            and now - self._queued_since > self.replica.state.config.limits.request_wait_ms / 1000
-        ):
+        wait_s = self.replica.state.config.limits.request_wait_ms / 1000
+        if self._queued and now - self._queued_since > wait_s:
             groups, self._queued, self._queued_count = self._queued, [], 0
             for group in groups:
                 _refuse(group, self._overloaded())
         if self.replica.wake_at <= now:
             self.feed(e.Tick(self._clock.wall_ms()))
+        due = now if self._queued else self.replica.wake_at
+        return due if self._collector is None else min(due, self._collector.wake_at)
 
     def _new_collector(self) -> Collector:
         around = self._around
@@ -433,9 +437,8 @@ class TabletHost(Source):
 
     async def _swap(self, effect: e.Swap) -> None:
         try:
-            cas = await self._around.coordination.swap_descriptor(
-                self.tablet, effect.descriptor.encode(), effect.version
-            )
+            data = effect.descriptor.encode()
+            cas = await self._around.coordination.swap_descriptor(self.tablet, data, effect.version)
             outcome = _OUTCOMES[cas]
         except CoordinationError:
             outcome = e.SwapOutcome.UNSENT
@@ -480,14 +483,13 @@ class TabletHost(Source):
 
     def _read_rows(self, effect: e.ReadRows) -> None:
         """Some stored rows for the sweep (rule R20)."""
+        scan, start = self._around.engine.scan, effect.start
         try:
-            found, exhausted = self._around.engine.scan(
-                self.tablet, effect.start, None, False, SWEEP_ROWS_COUNT, SWEEP_BYTES
-            )
+            found, exhausted = scan(self.tablet, start, None, False, SWEEP_ROWS_COUNT, SWEEP_BYTES)
         except EngineCorrupt as error:
             self.feed(e.Corrupted(str(error)))
             return
-        event = e.RowsRead(effect.start, found, None if exhausted else found[-1][0] + b"\0")
+        event = e.RowsRead(start, found, None if exhausted else found[-1][0] + b"\0")
         asyncio.get_running_loop().call_soon(self.feed, event)
 
     def close(self) -> None:

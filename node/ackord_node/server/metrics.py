@@ -105,6 +105,7 @@ class Metrics:
         self._counters: dict[tuple[str, str], Counter] = {}
         self._latencies: dict[str, Histogram] = {}
         self._members: dict[int, set[str]] = {}  # of the tablets that have a lag series
+        self._told: dict[int, tuple[int, dict[str, int]]] = {}  # of each of them, what its series say
 
     def _register_upkeep(self, registry: CollectorRegistry) -> None:
         """What is removed in the background."""
@@ -174,6 +175,9 @@ class Metrics:
 
     def tablet(self, tablet: int, in_sync_count: int, lag_entries: dict[str, int]) -> None:
         """The state of a tablet that this node coordinates; ``lag_entries`` by member."""
+        if self._told.get(tablet) == (in_sync_count, lag_entries):
+            return
+        self._told[tablet] = (in_sync_count, lag_entries)
         self._in_sync.labels(str(tablet)).set(in_sync_count)
         for gone in self._members.get(tablet, set()) - lag_entries.keys():
             self._lag.remove(str(tablet), gone)
@@ -196,6 +200,7 @@ class Metrics:
         """This node does not coordinate the tablet (any more)."""
         if tablet not in self._members:
             return
+        del self._told[tablet]
         self._in_sync.remove(str(tablet))
         for member in self._members.pop(tablet):
             self._lag.remove(str(tablet), member)
