@@ -247,15 +247,22 @@ def parents() -> dict[int, int]:
     return found
 
 
-def cpu_s(pids: Iterable[int], parent_of: Mapping[int, int]) -> float:
-    """CPU seconds that these processes and their descendants, ended ones too, have used."""
+def descendants(pids: Iterable[int], parent_of: Mapping[int, int]) -> list[int]:
+    """These processes and all that they have started, and so on."""
     children: dict[int, list[int]] = {}
     for pid, parent in parent_of.items():
         children.setdefault(parent, []).append(pid)
-    waiting, ticks = list(pids), 0
+    waiting, found = list(pids), []
     while waiting:
-        pid = waiting.pop()
-        waiting.extend(children.get(pid, ()))
+        found.append(waiting.pop())
+        waiting.extend(children.get(found[-1], ()))
+    return found
+
+
+def cpu_s(pids: Iterable[int], parent_of: Mapping[int, int]) -> float:
+    """CPU seconds that these processes and their descendants, ended ones too, have used."""
+    ticks = 0
+    for pid in descendants(pids, parent_of):
         if fields := _stat(pid):
             ticks += sum(int(fields[at]) for at in (11, 12, 13, 14))
     return ticks / _TICKS_PER_S
