@@ -82,6 +82,7 @@ def bench(options: argparse.Namespace) -> None:
             run.load(plan.tables(cells))
             run.measure(cells)
             run.half_load()
+            run.cached()
             run.finish()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.measuring import Sample
-from bench.plan import CALLERS_EACH, LARGE, LARGE_BESIDE, PROCESSES, SMALL
+from bench.plan import CACHED, CALLERS_EACH, LARGE, LARGE_BESIDE, PROCESSES, SMALL
 from bench.results import Results
 from bench.workloads import Work
 
-CACHED_GET = Work("cached-get", SMALL, 1)
 PACED = "put, paced, "
 
 
@@ -87,7 +86,7 @@ def half_load(text: str, results: Results) -> Figure:
 
 
 def cached_gets(text: str, results: Results) -> Figure:
-    own = results.median(CACHED_GET)
+    own = results.median(CACHED)
     if own is None:
         return _not_measured(text)
     is_reached = own.rows_per_s >= 1e6 and own.p50_ms < 0.002

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from array import array
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 from bench.systems.base import System, cpu_s, parents
@@ -75,12 +75,12 @@ def measure(
     seconds: float,
     warm_up_s: float,
     run: int,
-    resting: Mapping[str, System],
+    resting: Sequence[System],
 ) -> Sample:
-    """``resting``: the other systems, whose servers are started and have nothing to do."""
+    """``resting``: the other systems, whose servers should take no CPU now."""
     chosen = workers.prepare(system.access(), work, seconds, warm_up_s, run)
     own = list(system.pids().values())
-    others = [pid for other in resting.values() for pid in other.pids().values()]
+    others = [pid for other in resting for pid in other.pids().values()]
     tree = parents()
     own_before, others_before = cpu_s(own, tree), cpu_s(others, tree)
     outcomes = Workers.go(chosen, seconds)

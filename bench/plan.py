@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.systems.base import TableSpec
-from bench.workloads import Work
+from bench.workloads import CACHED_GET, Work
 
 SMALL = TableSpec(10_000, 100)
 WIDE = TableSpec(10_000, 4096)
@@ -17,6 +17,7 @@ YCSB = ("ycsb-a", "ycsb-b", "ycsb-c", "ycsb-d", "ycsb-f")
 KINDS = ("put", "get", *YCSB, "rmw", "batch", "scan")
 LARGE_BESIDE = (("put", 256), ("get", 256), ("ycsb-a", 64))  # measured with both numbers of rows
 PACED_CALLERS = 256  # as many connections as the largest number of callers has
+CACHED = Work(CACHED_GET, SMALL, 1)  # of Ackord alone, where its SDK has the cache
 
 
 def usual() -> list[Work]:

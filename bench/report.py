@@ -74,8 +74,8 @@ def idle_text(results: Results) -> str:
         return ""
     ordered = sorted(shares)
     return (
-        f"The servers that rested while another system was measured took {ordered[len(ordered) // 2]:.1%} of one core "
-        f"all together (median of all cells; {ordered[-1]:.1%} at most)."
+        f"The servers that were paused while another system was measured took {ordered[len(ordered) // 2]:.1%} "
+        f"of one core all together (median of all cells; {ordered[-1]:.1%} at most)."
     )
 
 

@@ -1,25 +1,26 @@
 """A run: starts the systems, fills their tables, measures cell by cell in rounds, and stops everything at the end.
 
 Within a cell the systems follow each other at once (A B C A B C over the rounds), so what slows the machine down for
-some seconds or minutes hits all of them alike.
+some seconds or minutes hits all of them alike. The servers of those that are not measured are paused (SIGSTOP).
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
 from bench import machine, plan
 from bench.measuring import measure
-from bench.results import Results
-from bench.systems.base import BenchError, System, TableSpec, disk_bytes
+from bench.results import ACKORD, Results
+from bench.systems.base import BenchError, System, TableSpec, disk_bytes, pause, resume
 from bench.workers import Workers
 from bench.workloads import Work, table_text
 
+SETTLE_S = 0.3  # for heartbeats and elections after a pause, before the warm-up
 WARM_UP_SHARE = 0.25  # of the seconds of a cell, before them
 MEMORY_PER_ROW_BYTES = 300  # beside key and value, in the servers that keep all rows in memory
 COPIES_IN_MEMORY = 6  # three of ZooKeeper's and three of Redis's
@@ -48,10 +49,11 @@ class Run:
     def start(self) -> None:
         for name, system in self._systems.items():
             begun = time.monotonic()
-            self._exit.callback(system.stop)
+            self._exit.callback(_stop, system)
             system.start()
             self.results.systems[name] = system.describe()
             _say(f"{name} is up after {time.monotonic() - begun:.1f} s")
+            pause(system)
         for workers in self._workers.values():
             self._exit.callback(workers.close)
 
@@ -64,7 +66,8 @@ class Run:
                 )
             for name, system in self._systems.items():
                 begun = time.monotonic()
-                self._workers[name].load(system.access(), table)
+                with _awake(system):
+                    self._workers[name].load(system.access(), table)
                 _say(f"{name}: {table_text(table)} loaded in {time.monotonic() - begun:.1f} s")
         self._weigh("after loading")
 
@@ -92,29 +95,50 @@ class Run:
                     self._measure(name, plan.half_load(rate_max))
         _say("")
 
+    def cached(self) -> None:
+        """Reads out of the client's cache: only Ackord has one, and not every version of it."""
+        own = self._systems.get(ACKORD)
+        if own is None or not own.access().has_cache():
+            return
+        for number in range(self._rounds):
+            _say(f"round {number + 1} of {self._rounds}: {plan.CACHED.name}", ends=False)
+            self._measure(ACKORD, plan.CACHED)
+        _say("")
+
     def _measure(self, name: str, work: Work) -> None:
         """A cell that fails is noted, and the run goes on: the other systems' figures stand."""
         self._runs_count += 1
-        resting = {other: system for other, system in self._systems.items() if other != name}
+        system, workers = self._systems[name], self._workers[name]
+        resting = [other for other in self._systems.values() if other is not system]
         warm_up_s = self._seconds * WARM_UP_SHARE
         try:
-            sample = measure(
-                self._systems[name],
-                self._workers[name],
-                work,
-                self._seconds,
-                warm_up_s,
-                self._runs_count,
-                resting,
-            )
+            with _awake(system):
+                sample = measure(system, workers, work, self._seconds, warm_up_s, self._runs_count, resting)
+                system.check(work.table)
         except BenchError as error:
             self.results.failures.append(f"{name}: {work.name}: {error}")
-            self._workers[name].close()  # whatever they are doing now; new ones are made
+            workers.close()  # whatever they are doing now; new ones are made
             return
         self.results.add(work.name, name, sample)
 
     def finish(self) -> None:
         self._weigh("at the end")
+
+
+@contextmanager
+def _awake(system: System) -> Iterator[None]:
+    """The system's servers run within the block and are paused after it."""
+    resume(system)
+    time.sleep(SETTLE_S)
+    try:
+        yield
+    finally:
+        pause(system)
+
+
+def _stop(system: System) -> None:
+    resume(system)
+    system.stop()
 
 
 def _say(text: str, ends: bool = True) -> None:

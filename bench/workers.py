@@ -19,7 +19,7 @@ from typing import Any
 import uvloop
 
 from bench.systems.base import Access, BenchError, TableSpec
-from bench.workloads import Calls, Outcome, Values, Work, closed_loops, paced, run_work
+from bench.workloads import Calls, Outcome, Values, Work, run_work, warm_up
 
 LOAD_PATIENCE_S = 1800.0
 PATIENCE_S = 120.0  # beyond the seconds that a cell runs
@@ -71,7 +71,7 @@ class Worker:
             raise BenchError(f"a worker process did not answer within {patience_s:.0f} s")
         try:
             answer = self._pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             raise BenchError("a worker process has ended") from None
         if isinstance(answer, str) and answer != READY:
             raise BenchError(f"a worker failed:\n{answer}")
@@ -137,7 +137,7 @@ def _main(pipe: Connection[Any, Any]) -> None:
     while True:
         try:
             order = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, ConnectionError, KeyboardInterrupt):
             return
         try:
             uvloop.run(_load(order) if isinstance(order, Load) else _obey(order, pipe))
@@ -173,11 +173,7 @@ async def _obey(order: Order, pipe: Connection[Any, Any]) -> None:
     client = await order.access.connect(work.table, work.callers)
     try:
         calls = Calls(client, work, order.number, order.run)
-        call = calls.of(work.kind)
-        if work.rate is None:
-            await closed_loops(call, work.callers, order.warm_up_s)
-        else:
-            await paced(call, work.rate / work.processes, order.warm_up_s)
+        await warm_up(client, calls, work, order.warm_up_s)
         gc.collect()
         gc.freeze()
         pipe.send(READY)

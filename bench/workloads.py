@@ -20,7 +20,7 @@ from itertools import accumulate
 from time import perf_counter, process_time
 from typing import Any
 
-from bench.systems.base import BenchError, Client, TableSpec
+from bench.systems.base import BenchError, CachingClient, Client, TableSpec
 
 BATCH_ROWS_COUNT = 100
 SCAN_ROWS_COUNT = 100
@@ -28,10 +28,13 @@ ZIPFIAN_CONSTANT = 0.99
 DRAWN_COUNT = 1 << 16
 PAYLOADS_COUNT = 1 << 10
 INSERTED_MAX = 1_000_000  # by one process in one run of a workload
+CACHED_GET = "cached-get"
+CACHED_STRETCH_COUNT = 256
 BACKLOG_MAX = 20_000  # a paced run that is so far behind is not at half load any more
 _SCATTER = 2_654_435_761  # a prime: rank * prime mod rows is a permutation for any number of rows below it
 
 Call = Callable[[], Awaitable[Any]]
+Call1 = Callable[[int], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +94,12 @@ class Drawn:
     """Numbers that were drawn before the clock ran, in a ring."""
 
     def __init__(self, numbers: Sequence[int]) -> None:
-        self._numbers = numbers
+        self.numbers = numbers
         self._at = 0
 
     def __call__(self) -> int:
         self._at = at = (self._at + 1) % DRAWN_COUNT
-        return self._numbers[at]
+        return self.numbers[at]
 
 
 def uniform(count: int, seed: int) -> Drawn:
@@ -131,6 +134,7 @@ class Calls:
         is_ycsb = work.kind.startswith("ycsb")
         draw = zipfian_ranks if work.kind == "ycsb-d" else zipfian if is_ycsb else uniform
         self._key = draw(self._rows_count, seed)
+        self.drawn = self._key.numbers
         self._percent = uniform(100, seed + 1)
         self._inserted: list[int] = []
         self._next_insert = self._rows_count + (run * 64 + number) * INSERTED_MAX
@@ -259,14 +263,53 @@ async def paced(call: Call, rate: float, seconds: float) -> array[float]:
     return latencies
 
 
+async def cached_loop(get: Call1, keys: Sequence[int], seconds: float) -> array[float]:
+    """The latencies of one caller whose reads come out of its own process's memory. Nothing in them waits, so the loop
+    is let go once in a while: leases are renewed there."""
+    latencies = array("d")
+    add = latencies.append
+    begun = perf_counter()
+    until = begun + seconds
+    at = 0
+    while begun < until:
+        await asyncio.sleep(0)
+        begun = perf_counter()
+        for key in keys[at : at + CACHED_STRETCH_COUNT]:
+            await get(key)
+            ended = perf_counter()
+            add(ended - begun)
+            begun = ended
+        at = (at + CACHED_STRETCH_COUNT) % len(keys)
+    return latencies
+
+
+async def warm_up(client: Client, calls: Calls, work: Work, seconds: float) -> None:
+    """What comes before the clock runs: connections, caches and compilers are as they will be."""
+    if work.kind == CACHED_GET:
+        get = cached_get(client)
+        for start in range(0, work.table.rows_count, CACHED_STRETCH_COUNT):
+            await asyncio.gather(*(get(key) for key in range(start, start + CACHED_STRETCH_COUNT)))
+    elif work.rate is None:
+        await closed_loops(calls.of(work.kind), work.callers, seconds)
+    else:
+        await paced(calls.of(work.kind), work.rate / work.processes, seconds)
+
+
+def cached_get(client: Client) -> Call1:
+    if not isinstance(client, CachingClient):
+        raise BenchError("this system has no cache that stays linearizable")
+    return client.cached_get()
+
+
 async def run_work(client: Client, calls: Calls, work: Work, seconds: float) -> Outcome:
-    call = calls.of(work.kind)
     conflicts_before = calls.conflicts_count
     cpu_before, begun = process_time(), perf_counter()
-    if work.rate is None:
-        latencies = await closed_loops(call, work.callers, seconds)
+    if work.kind == CACHED_GET:
+        latencies = await cached_loop(cached_get(client), calls.drawn, seconds)
+    elif work.rate is None:
+        latencies = await closed_loops(calls.of(work.kind), work.callers, seconds)
     else:
-        latencies = await paced(call, work.rate / work.processes, seconds)
+        latencies = await paced(calls.of(work.kind), work.rate / work.processes, seconds)
     return Outcome(
         latencies,
         perf_counter() - begun,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from ackord_node import config
 from ackord_node.devcluster import processes
 from ackord_node.devcluster.installer import InstallError
 from ackord_node.devcluster.launcher import Launcher, LaunchError
-from bench.harness import Cluster, wait_in_sync
+from bench.harness import Cluster, in_sync_nodes, wait_in_sync
 from bench.systems.base import HOST, Access, BenchError, Client, Rows, TableSpec, free_ports
 
 NODES = ("n1", "n2", "n3")
@@ -28,6 +31,7 @@ class AckordClient:
     def __init__(self, store: ackord.Store, name: str) -> None:
         self._store = store
         self._table = store.table(name)
+        self._cached: ackord.Table | None = None
 
     async def put(self, key: int, value: bytes) -> None:
         await self._table.put(key, {COLUMN: value})
@@ -67,6 +71,12 @@ class AckordClient:
     async def scan(self, start: int, count: int) -> int:
         return len(await self._table.scan(start=start, limit=count).rows())
 
+    def cached_get(self) -> Callable[[int], Awaitable[Any]]:
+        if self._cached is None:
+            options: dict[str, Any] = {"cache": True}
+            self._cached = self._store.table(self._table.name, **options)
+        return self._cached.get
+
     async def close(self) -> None:
         await self._store.close()
 
@@ -74,6 +84,9 @@ class AckordClient:
 @dataclass(frozen=True, slots=True)
 class AckordAccess:
     urls: list[str]
+
+    def has_cache(self) -> bool:
+        return "cache" in inspect.signature(ackord.Store.table).parameters
 
     async def create(self, table: TableSpec) -> None:
         step = table.rows_count / TABLETS_COUNT
@@ -132,6 +145,16 @@ class Ackord:
 
     def access(self) -> Access:
         return AckordAccess(self.cluster.urls)
+
+    def check(self, table: TableSpec) -> None:
+        async def ask() -> list[set[str]]:
+            async with ackord.connect(self.cluster.urls) as store:
+                return await in_sync_nodes(store, table.name)
+
+        for members in asyncio.run(ask()):
+            if members != set(NODES):
+                missing = ", ".join(sorted(set(NODES) - members))
+                raise BenchError(f"{missing} had left the in-sync set of a tablet")
 
     def pids(self) -> dict[str, int]:
         pids = {node: self.cluster.pid(node) for node in NODES}

@@ -17,11 +17,11 @@ import socket
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 HOST = "127.0.0.1"
 LOG_TAIL_LINES = 15
@@ -79,8 +79,19 @@ class Client(Protocol):
     async def close(self) -> None: ...
 
 
+@runtime_checkable
+class CachingClient(Protocol):
+    """A client that can keep rows in its own process's memory, and stays linearizable."""
+
+    def cached_get(self) -> Callable[[int], Awaitable[Any]]:
+        """Reads a row; the same cache at each call."""
+
+
 class Access(Protocol):
     """How a worker process reaches a running system; picklable."""
+
+    def has_cache(self) -> bool:
+        """Whether its clients are CachingClients."""
 
     async def create(self, table: TableSpec) -> None:
         """Creates the table, without rows."""
@@ -100,6 +111,9 @@ class System(Protocol):
     def stop(self) -> None: ...
 
     def access(self) -> Access: ...
+
+    def check(self, table: TableSpec) -> None:
+        """BenchError if a replica is not in sync: a figure that was reached without it does not count."""
 
     def pids(self) -> dict[str, int]:
         """The main process of each server."""
@@ -233,6 +247,21 @@ def output(command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     lines = (done.stdout or done.stderr).strip().splitlines()
     return lines[0] if lines else ""
+
+
+def pause(system: System) -> None:
+    """Its servers get no CPU until ``resume``: beside a system that is measured even heartbeats count."""
+    _signal_all(system, signal.SIGSTOP)
+
+
+def resume(system: System) -> None:
+    _signal_all(system, signal.SIGCONT)
+
+
+def _signal_all(system: System, number: signal.Signals) -> None:
+    for pid in descendants(system.pids().values(), parents()):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 # ------------------------------------------------------------------------------------- measurement

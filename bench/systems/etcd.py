@@ -148,6 +148,9 @@ def _leader(ports: Sequence[int]) -> str:
 class EtcdAccess:
     ports: tuple[int, ...]
 
+    def has_cache(self) -> bool:
+        return False
+
     async def create(self, table: TableSpec) -> None:
         """Keys have the table's name as prefix; there is nothing to create."""
 
@@ -204,6 +207,9 @@ class Etcd:
 
     def access(self) -> Access:
         return EtcdAccess(self._ports)
+
+    def check(self, table: TableSpec) -> None:
+        _leader(self._ports)
 
     def pids(self) -> dict[str, int]:
         return {server.name: server.pid for server in self._servers}

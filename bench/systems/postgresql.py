@@ -162,6 +162,9 @@ async def _session(port: int, name: str) -> _Session:
 class PostgreSQLAccess:
     port: int
 
+    def has_cache(self) -> bool:
+        return False
+
     async def create(self, table: TableSpec) -> None:
         connection = await asyncpg.connect(host=HOST, port=self.port, user=USER, database=DATABASE)
         await connection.execute(
@@ -216,6 +219,7 @@ class PostgreSQL:
             self._run("pg_basebackup", "-D", str(self._folder / name), "-d", source, "-R", "-c", "fast")
             self._serve(name, port)
         asyncio.run(self._make_synchronous())
+        wait_until(self._are_synchronous, "synchronous standbys", self._servers, START_TIMEOUT_S)
 
     def _serve(self, name: str, port: int) -> None:
         """Starts a server on its data; returns when it takes connections."""
@@ -240,20 +244,26 @@ class PostgreSQL:
     async def _make_synchronous(self) -> None:
         """Only now: without its standbys the primary would wait for ever."""
         connection = await asyncpg.connect(host=HOST, port=self._port, user=USER, database=DATABASE)
+        names = f"{len(STANDBYS)} ({', '.join(STANDBYS)})"
+        await connection.execute(f"alter system set synchronous_standby_names = '{names}'")
+        await connection.execute("select pg_reload_conf()")
+        await connection.close()
+
+    async def _sync_states(self) -> dict[str, str]:
+        connection = await asyncpg.connect(host=HOST, port=self._port, user=USER, database=DATABASE)
         try:
-            names = f"{len(STANDBYS)} ({', '.join(STANDBYS)})"
-            await connection.execute(f"alter system set synchronous_standby_names = '{names}'")
-            await connection.execute("select pg_reload_conf()")
-            states: dict[str, str] = {}
-            for _ in range(200):
-                rows = await connection.fetch("select application_name, sync_state from pg_stat_replication")
-                states = {row["application_name"]: row["sync_state"] for row in rows}
-                if states == dict.fromkeys(STANDBYS, "sync"):
-                    return
-                await asyncio.sleep(0.05)
-            raise BenchError(f"PostgreSQL's standbys are not both synchronous: {states}")
+            rows = await connection.fetch("select application_name, sync_state from pg_stat_replication")
         finally:
             await connection.close()
+        return {row["application_name"]: row["sync_state"] for row in rows}
+
+    def check(self, table: TableSpec) -> None:
+        states = asyncio.run(self._sync_states())
+        if states != dict.fromkeys(STANDBYS, "sync"):
+            raise BenchError(f"PostgreSQL's standbys are not both synchronous: {states}")
+
+    def _are_synchronous(self) -> bool:
+        return asyncio.run(self._sync_states()) == dict.fromkeys(STANDBYS, "sync")
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(

@@ -143,6 +143,9 @@ class RedisClient:
 class RedisAccess:
     port: int
 
+    def has_cache(self) -> bool:
+        return False
+
     async def create(self, table: TableSpec) -> None:
         """Keys have the table's name as prefix; there is nothing to create."""
 
@@ -197,6 +200,9 @@ class Redis:
 
     def access(self) -> Access:
         return RedisAccess(self._ports[0])
+
+    def check(self, table: TableSpec) -> None:
+        """Nothing to ask: every write has waited for both replicas, or has failed."""
 
     def pids(self) -> dict[str, int]:
         return {server.name: server.pid for server in self._servers}

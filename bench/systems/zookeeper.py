@@ -155,6 +155,9 @@ def _check(future: asyncio.Future[bytes]) -> None:
 class ZooKeeperAccess:
     ports: tuple[int, ...]
 
+    def has_cache(self) -> bool:
+        return False
+
     async def create(self, table: TableSpec) -> None:
         connection = await wire.connect(HOST, self._leader())
         try:
@@ -247,6 +250,10 @@ class ZooKeeper:
 
     def access(self) -> Access:
         return ZooKeeperAccess(self._ports)
+
+    def check(self, table: TableSpec) -> None:
+        if not all(is_serving(HOST, port) for port in self._ports):
+            raise BenchError("a server of ZooKeeper had left the quorum")
 
     def pids(self) -> dict[str, int]:
         return {server.name: server.pid for server in self._servers}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,12 @@ class MemoryClient:
         await asyncio.sleep(0)
         return sum(key in self.rows for key in range(start, start + count))
 
+    def cached_get(self) -> Callable[[int], Awaitable[Any]]:
+        async def get(key: int) -> bytes:
+            return self.rows[key]
+
+        return get
+
     async def close(self) -> None:
         pass
 
@@ -62,6 +69,9 @@ class MemoryAccess:
     """Every process has rows of its own. ``fails``: connecting does not work."""
 
     fails: bool = False
+
+    def has_cache(self) -> bool:
+        return True
 
     async def create(self, table: TableSpec) -> None:
         pass
@@ -88,6 +98,9 @@ class MemorySystem:
 
     def access(self) -> Access:
         return MemoryAccess(self._fails)
+
+    def check(self, table: TableSpec) -> None:
+        assert self.is_running
 
     def pids(self) -> dict[str, int]:
         return {}
