@@ -12,6 +12,7 @@ FIRST   ?= 1
 MINUTES ?= 5
 CUTS    ?= 200
 SECONDS ?= 60
+PEERS   ?= all
 
 .DEFAULT_GOAL := help
 .PHONY: help venv cluster status stop clean demo test lint sim mutants chaos powerloss fuzz bench
@@ -39,7 +40,7 @@ clean: ## stop, and delete all data (.venv stays)
 	@if [ -x $(BIN)/python ]; then $(DEVCLUSTER) clean; else rm -rf .ackord; fi
 
 demo: cluster ## load real data, kill the busiest node under way, compare every row
-	@$(BIN)/python bench/demo.py
+	@$(BIN)/python -m bench.demo
 
 test: $(STAMP) ## every test but the long chaos runs
 	@$(DEVCLUSTER) install
@@ -72,5 +73,6 @@ fuzz: $(STAMP) ## damaged and random input to every endpoint of a running node: 
 	@$(DEVCLUSTER) install
 	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
-bench: cluster ## speed of the running cluster
-	@$(BIN)/python bench/bench.py
+bench: $(STAMP) ## speed beside etcd, ZooKeeper, PostgreSQL, Redis (25 minutes): PEERS=none, SECONDS=2, PUBLISH=1
+	@$(BIN)/python -m bench --peers $(PEERS) $(if $(filter file,$(origin SECONDS)),,--seconds $(SECONDS)) \
+		$(if $(PUBLISH),--publish) $(if $(FULL),--full)

@@ -20,10 +20,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness import Cluster, ClusterError, progress, run, wait_in_sync
-
 import ackord
 from ackord_node.config import ConfigError
+from bench.harness import Cluster, ClusterError, progress, run, wait_in_sync
 
 TABLE = "characters"
 KEY = {"block": int, "code_point": int}
