@@ -15,7 +15,8 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from ackord.errors import Error, InvalidRequest, Unavailable
-from ackord.transport import Cancellable, OnClosed, OnFrames
+from ackord.http_stream import OnClosed, OnFrames
+from ackord.transport import Cancellable
 from ackord.wire.frames import FrameDecoder, packb, unpackb
 from ackord.wire.keys import KeySchema
 from ackord.wire.messages import check_table_name, error_to_wire, split_starts
@@ -327,6 +328,13 @@ class ServerEnd:
     async def write_eof(self) -> None:
         return
 
+    @property
+    def is_free(self) -> bool:
+        return not self._wire.is_broken
+
+    def send(self, data: bytes) -> None:
+        self._wire.network.carry(self._wire.back, self._delivered, data)
+
 
 class Face:
     """The HTTP face of one incarnation of a node."""
@@ -349,7 +357,7 @@ class Face:
         wire.on_lost_there = end.content.lose
         # ClientStream knows its request and response by the few members that ServerEnd has.
         served = ClientStream(
-            self._node, self._metrics, cast("web.Request", end), cast("web.StreamResponse", end)
+            self._node, self._metrics, cast("web.Request", end), cast("web.StreamResponse", end), end
         )
         self._streams[served] = None
         self._process.start(self._serve(served, wire))
