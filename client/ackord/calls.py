@@ -93,8 +93,9 @@ class Identity:
         return next(iter(self.open), self.next_seq)
 
     @property
-    def is_full(self) -> bool:
-        return self.next_seq - self.floor >= WINDOW_COUNT_MAX
+    def room(self) -> int:
+        """So many more writes may get a number."""
+        return WINDOW_COUNT_MAX - (self.next_seq - self.floor)
 
     def take(self) -> int:
         seq = self.next_seq
@@ -121,7 +122,7 @@ class Identities:
     def current(self) -> Identity:
         """Registered at the cluster's clock of now, as far as it is known."""
         identity = self._current
-        if identity is None or identity.is_full:
+        if identity is None or identity.room <= 0:
             elapsed_ms = int((self._environment.now() - self._version_at) * 1000)
             registered = self._version + (elapsed_ms << VERSION_COUNTER_BITS)
             identity = Identity(self._environment.random_bytes(CLIENT_ID_BYTES), registered)
@@ -441,11 +442,16 @@ def write_groups(
     """Groups of writes of one tablet: of one identity each, bounded in number and about in bytes. A write
     without a request id gets one."""
     part: list[Write] = []
-    size = 0
+    size = room = 0
+    identity: Identity | None = None
     for write in writes:
         if write.identity is None:
-            write.identity = identity = identities.current()
+            if identity is None or not room:
+                identity = identities.current()
+                room = identity.room
+            write.identity = identity
             write.seq = identity.take()
+            room -= 1
         if part and (
             len(part) >= count_max
             or size + write.size > GROUP_BYTES_TARGET

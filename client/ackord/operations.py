@@ -1,5 +1,6 @@
 """The rows of a ``write_many``: what to do, to which key, on which condition. Values only; nothing is sent
-before ``Table.write_many`` takes them."""
+before ``Table.write_many`` takes them. Not to be changed once made; not frozen either, which would make each of them
+three times as dear as it is."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ _RETURNING: Final = {"new": RETURN_NEW, "old": RETURN_OLD}
 Encoded = tuple[int, bytes | None, int, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Put:
     """Replaces the whole row, or creates it. At most one of the ``if_`` conditions, and ``where`` beside it."""
 
@@ -50,16 +51,25 @@ class Put:
     timestamp: int | Mapping[str, int] | None = field(default=None, kw_only=True)
 
     def encode(self, limits: Limits) -> Encoded:
+        body = encode_columns(self.columns, limits)
+        if self._is_plain:
+            return KIND_PUT, body, COND_NONE, None
         condition, value = encode_condition(
             self.if_version, self.if_absent, self.if_exists, self.where, limits, self.on_conflict
         )
-        body = encode_columns(self.columns, limits)
         if self.ttl is not None or self.timestamp is not None:
             body = encode_extras(body, self.ttl, self.timestamp)
         return KIND_PUT, body, condition, value
 
+    @property
+    def _is_plain(self) -> bool:
+        """Whether there is nothing but the row."""
+        if self.if_version is not None or self.if_absent or self.if_exists or self.where is not None:
+            return False
+        return self.on_conflict is None and self.ttl is None and self.timestamp is None
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True, unsafe_hash=True)
 class Update:
     """Sets and deletes single columns, adds to numbers (an absent one begins as the amount) and appends to lists (an
     absent one begins empty); creates the row if there is none. Conditions as in Put."""
@@ -88,7 +98,7 @@ class Update:
         return KIND_UPDATE, body, condition, value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Delete:
     """Deletes the row; without a condition it is no error if there is none."""
 
@@ -180,6 +190,9 @@ def encode_returning(returning: Any) -> int:
 
 def encode_write(table: TableRoute, operation: Operation, limits: Limits) -> tuple[bytes, Encoded]:
     """The key and the rest of a write; of a key that ends with AUTO the columns before."""
+    encoded = table.key.fast(operation.key)
+    if encoded is not None:
+        return encoded, operation.encode(limits)
     try:
         return table.key.encode(operation.key), operation.encode(limits)
     except InvalidRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from ackord.calls import Many, Select
@@ -280,17 +281,11 @@ class Table:
     ) -> int | Written:
         """Replaces the whole row, or creates it; returns its new version. Where the last key column is AUTO, a key
         that ends with ``ackord.AUTO`` makes a new row; the version that is returned is its number."""
-        put = Put(
-            key,
-            columns,
-            if_version=if_version,
-            if_absent=if_absent,
-            if_exists=if_exists,
-            where=where,
-            on_conflict=on_conflict,
-            ttl=ttl,
-            timestamp=timestamp,
-        )
+        put = Put(key, columns)
+        if if_version is not None or if_absent or if_exists or where is not None:
+            put = replace(put, if_version=if_version, if_absent=if_absent, if_exists=if_exists, where=where)
+        if on_conflict is not None or ttl is not None or timestamp is not None:
+            put = replace(put, on_conflict=on_conflict, ttl=ttl, timestamp=timestamp)
         return await self._write(put, returning, timeout)
 
     @overload

@@ -35,8 +35,8 @@ MUTANTS = [
         (
             REPLICA,
             "Replica.get_many",
-            "s.overlay.pending, s.overlay.unapplied, s.rows.get",
-            "{}, {**s.overlay.unapplied, **s.overlay.pending}, s.rows.get",
+            "s.overlay.pending, s.overlay.unapplied",
+            "{}, {**s.overlay.unapplied, **s.overlay.pending}",
         ),
         model="read_dirty",
     ),

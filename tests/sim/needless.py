@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-_GET = "core/replica.py:Replica.get_many: "
 _LEARNER = "core/membership.py:Membership._learner: "
 
 NEEDLESS: dict[str, str] = {
-    _GET + "never if not unapplied": "speed: the common read is one call",
-    _GET + "without `not pending` in `self.coordinator is not None or not pending`": "speed: as above",
+    "core/replica.py:Replica.get_many: always if not unapplied.keys().isdisjoint(keys)": "speed: mostly no key is",
     "core/follower.py:Follower._answer: without `self.leader is None` in "
     "`not self._epoch_is_durable or self.leader is None`": "types: without a leader there is nothing to say",
     _LEARNER + "without `p.copy_id is None` in "

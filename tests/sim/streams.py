@@ -351,6 +351,13 @@ class ServerEnd:
     async def write_eof(self) -> None:
         return
 
+    @property
+    def is_free(self) -> bool:
+        return not self._wire.is_broken
+
+    def send(self, data: bytes) -> None:
+        self._wire.network.carry(self._wire.back, self._delivered, data)
+
 
 class Face:
     """The HTTP face of one incarnation of a node."""
@@ -373,7 +380,7 @@ class Face:
         wire.on_lost_there = end.content.lose
         # ClientStream knows its request and response by the few members that ServerEnd has.
         served = ClientStream(
-            self._node, self._metrics, cast("web.Request", end), cast("web.StreamResponse", end)
+            self._node, self._metrics, cast("web.Request", end), cast("web.StreamResponse", end), end
         )
         self._streams[served] = None
         self._process.start(self._serve(served, wire))

@@ -12,6 +12,7 @@ from ackord_node.core import messages as m
 from ackord_node.core.effects import ReadRows, RowsRead
 from ackord_node.core.expiry import READ_INTERVAL_S, SWEEP_INTERVAL_S, Expiry, TabletClock
 from ackord_node.core.progress import Progress
+from ackord_node.core.upkeep import Upkeep
 from tests.support.core_hand import COPIES, NODES, TABLET, Hand
 
 TTL_S = 10
@@ -40,6 +41,7 @@ class Sweeper:
             retention=None,
             options=TableOptions(ttl=TTL_S),
             overlay=self.overlay,
+            upkeep=Upkeep(),
             out=self.out,
             wall_ms=lambda now: self.wall_ms,
         )

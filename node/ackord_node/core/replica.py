@@ -144,19 +144,21 @@ class Replica:
         s = self.state
         if not self.may_read(now):
             return None
-        pending, unapplied, stored = s.overlay.pending, s.overlay.unapplied, s.rows.get
+        pending, unapplied = s.overlay.pending, s.overlay.unapplied
         if self.reads.shown_part is not None:
             return self.reads.get_shown(request, keys, self.coordinator is None, now + READ_WAIT_S)
-        if self.coordinator is not None or not pending:
-            if not unapplied:
-                return s.rows.get_many(keys), []
-            return [unapplied[key][1] if key in unapplied else stored(key) for key in keys], []
-        late = [at for at, key in enumerate(keys) if key in pending]
+        late: list[int] = []
+        if self.coordinator is None:
+            late = [at for at, key in enumerate(keys) if key in pending]
         if late and not self.reads.wait(request, [keys[at] for at in late], late, now + READ_WAIT_S):
             return None
-        rows = [
-            None if key in pending else unapplied[key][1] if key in unapplied else stored(key) for key in keys
-        ]
+        rows = s.rows.get_many(keys)
+        if not unapplied.keys().isdisjoint(keys):
+            rows = [
+                unapplied[key][1] if key in unapplied else row for key, row in zip(keys, rows, strict=True)
+            ]
+        for at in late:
+            rows[at] = None
         return rows, late
 
     def has_pending_in(self, start: bytes, end: bytes | None) -> bool:

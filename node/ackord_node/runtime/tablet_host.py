@@ -221,55 +221,57 @@ class TabletHost(Source):
     def get(self, rid: int, keys: list[bytes], respond: Respond) -> None:
         """All of the group in this one step (rule R12), in runs of few keys at first, so that large rows end it:
         what goes beyond ``GET_BYTES_MAX`` is refused and may be asked again."""
-        ready: list[int] = []
         rows: list[Any] = []
+        late: list[int] = []
         size, start, count, run = 0, 0, len(keys), GET_RUN_COUNT
         while start < count and size < GET_BYTES_MAX:
             stop = min(start + run, count)
             found = self._get_run(rid, keys, start, stop, respond)
             if found is None:
                 break
-            for at, row in found:
-                ready.append(at)
-                rows.append(row)
-                size += len(row) if row is not None else 0
+            part, waiting = found
+            rows += part
+            if waiting:
+                late += [start + at for at in waiting]
+            if stop < count:
+                size += sum([len(row) for row in part if row is not None])
             start, run = stop, run * 4
-        if start < count:
-            reason = "no_lease" if size < GET_BYTES_MAX else "overloaded"
-            if start == 0:
-                respond([rid, WHOLE_GROUP, self.elsewhere(reason)])
-                return
-            rest = range(start, count)
-            ready.extend(rest)
-            rows.extend([self.elsewhere(reason)] * len(rest))
-        if len(ready) == count:
+        if start == count and not late:
             respond([rid, None, rows])
-        elif ready:
-            respond([rid, ready, rows])
+        else:
+            reason = "no_lease" if size < GET_BYTES_MAX else "overloaded"
+            self._answer_some(rid, rows, late, count, reason, respond)
+
+    def _answer_some(
+        self, rid: int, rows: list[Any], late: list[int], count: int, reason: str, respond: Respond
+    ) -> None:
+        """Answers what was read and does not wait, and says of what was not read why."""
+        unread = range(len(rows), count)
+        if len(unread) == count:
+            respond([rid, WHOLE_GROUP, self.elsewhere(reason)])
+            return
+        if unread:
+            rows = rows + [self.elsewhere(reason)] * len(unread)
+        waiting = set(late)
+        ready = [at for at in range(count) if at not in waiting]
+        if ready:
+            respond([rid, ready, [rows[at] for at in ready]])
 
     def _get_run(
         self, rid: int, keys: list[bytes], start: int, stop: int, respond: Respond
-    ) -> list[tuple[int, bytes | None]] | None:
-        """(place, row) of what can be answered now; None if this replica may not answer."""
+    ) -> tuple[list[Any], list[int]] | None:
+        """The rows, and the places of those that come later; None if this replica may not answer."""
         request: Any = Request(rid, respond)
         if stop - start < len(keys):
             request = Subset(request, list(range(start, stop)))
             keys = keys[start:stop]
         try:
-            found = self.replica.get_many(request, keys, self._clock.now())
+            return self.replica.get_many(request, keys, self._clock.now())
         except EngineCorrupt as error:
             self.feed(e.Corrupted(str(error)))
-            return None
         except EngineFailed as error:
             self._around.crash(f"a read failed (rule R14): {error}", False)
-            return None
-        if found is None:
-            return None
-        rows, late = found
-        if not late:
-            return list(enumerate(rows, start))
-        waiting = set(late)
-        return [(start + at, row) for at, row in enumerate(rows) if at not in waiting]
+        return None
 
     def select(self, rid: int, keys: list[bytes], options: list[Any], respond: Respond) -> None:
         """``get`` of the rows of which an expression holds, or of some of their columns."""

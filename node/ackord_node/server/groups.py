@@ -42,6 +42,7 @@ INT64_MAX = 2**63 - 1
 _VERSION_ITEMS = {OP_AS_OF: 5, OP_HISTORY: 6, OP_CELLS: 7, OP_SCAN_AS_OF: 9}
 _GET_ITEMS, _WRITE_ITEMS, _SCAN_ITEMS, _OP_ITEMS = 4, 7, 8, 7
 _SELECT_ITEMS, _COUNT_ITEMS, _KEEP_ITEMS = 6, 6, 5
+_BYTES = {bytes}
 
 
 class GroupChecker:
@@ -140,6 +141,8 @@ class GroupChecker:
 
     def _check_keys(self, keys: Any) -> int:
         count = self._count(keys, "keys")
+        if set(map(type, keys)) == _BYTES and max(map(len, keys)) <= self._key_bytes_max:
+            return count
         for key in keys:
             if type(key) is not bytes or len(key) > self._key_bytes_max:
                 raise self._bad_key(key)

@@ -1,9 +1,10 @@
 """``POST /v1/stream``: the SDK's full-duplex stream of frames (wire version 1, see ackord.wire.messages).
 
-One reader submits what arrives, frame by frame; one writer sends everything that was answered in a turn of
-the loop as one frame. Answers leave in any order. Nothing grows without bound: a stream that has too many
-undecided operations, or whose client does not take its answers, is not read until that changed; what one
-frame carries beyond the bound is refused as Unavailable with a retry hint.
+One reader submits what arrives, frame by frame. What was answered when a frame has been submitted leaves at once, as
+one frame, and so does what is answered later, at the end of its turn of the loop; only where a client is slow to
+take its answers a writer task sends them, and waits for it. Answers leave in any order. Nothing grows without
+bound: a stream that has too many undecided operations, or whose client does not take its answers, is not read
+until that changed; what one frame carries beyond the bound is refused as Unavailable with a retry hint.
 
 A group that is wrong is answered with its error; where not even its number can be read, or the frame is no
 frame, the stream gets ``[-1, code, message, detail]`` and ends.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 from aiohttp import web
@@ -51,6 +52,7 @@ from ackord_node.server.metrics import Metrics
 HELLO_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 3.0  # at a planned stop, for the answers that are still due
 UNSENT_BYTES_MAX = 8 * 1024 * 1024  # answers that the client has not taken; beyond, it is not read
+UNTAKEN_BYTES_MAX = 256 * 1024  # in the connection's buffer; beyond, the writer waits for the client
 ANSWER_BYTES = 1024 * 1024  # a longer answer of several operations is split
 FRAME_BYTES = 4 * 1024 * 1024  # a response frame ends once it is this long
 OVERLOAD_RETRY_MS = 50
@@ -103,7 +105,7 @@ class StreamHandlers:
         response = web.StreamResponse(headers={"Content-Type": STREAM_CONTENT_TYPE})
         response.force_close()
         await response.prepare(request)
-        stream = ClientStream(self._service, self._metrics, request, response)
+        stream = ClientStream(self._service, self._metrics, request, response, _sender(request, response))
         self._streams.add(stream)
         self._metrics.client_streams(len(self._streams))
         try:
@@ -122,12 +124,53 @@ class StreamHandlers:
             await asyncio.gather(*(stream.drain() for stream in list(self._streams)))
 
 
+class Sender(Protocol):
+    """The way of a frame out, without waiting."""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the client takes its answers, so that they do not pile up."""
+
+    def send(self, frame: bytes) -> None: ...
+
+
+class ChunkSender:
+    """Frames as chunks of a response that was begun, straight into its connection."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    @property
+    def is_free(self) -> bool:
+        transport = self._transport
+        return transport.get_write_buffer_size() < UNTAKEN_BYTES_MAX and not transport.is_closing()
+
+    def send(self, frame: bytes) -> None:
+        self._transport.write(b"%x\r\n%b\r\n" % (len(frame), frame))
+
+
+def _sender(request: web.Request, response: web.StreamResponse) -> Sender | None:
+    transport = request.transport
+    if transport is None or response.headers.get("Transfer-Encoding") != "chunked":
+        return None
+    return ChunkSender(transport)
+
+
 class ClientStream:
     """One stream from its hello to its end."""
 
     def __init__(
-        self, service: Service, metrics: Metrics, request: web.Request, response: web.StreamResponse
+        self,
+        service: Service,
+        metrics: Metrics,
+        request: web.Request,
+        response: web.StreamResponse,
+        sender: Sender | None = None,
     ) -> None:
+        """Without a ``sender`` all answers are written by the writer."""
+        self._sender = sender
+        self._is_submitting = False
+        self._sending: asyncio.Handle | None = None  # answers leave at the end of this turn
         self._service = service
         self._metrics = metrics
         self._request = request
@@ -221,6 +264,19 @@ class ClientStream:
         if type(frame) is not list or len(frame) > most:
             raise InvalidRequest(f"a frame is a list of at most {most} groups", field="frame", limit=most)
         arrived_s = self._loop.time()
+        self._is_submitting = True
+        try:
+            total = self._submit(frame, arrived_s)
+        finally:
+            self._is_submitting = False
+        if total:
+            self._service.flush()
+            self._metrics.client_frame(total)
+        if self._answers:
+            self._send_answers()
+
+    def _submit(self, frame: list[Any], arrived_s: float) -> int:
+        """How many operations the node was given."""
         submit = self._service.submit
         total = 0
         for group in frame:
@@ -241,9 +297,7 @@ class ClientStream:
             self._inflight += count
             total += count
             submit(group, self._respond)
-        if total:
-            self._service.flush()
-            self._metrics.client_frame(total)
+        return total
 
     def _is_congested(self) -> bool:
         return self._inflight >= self._inflight_max or self._answers_bytes >= UNSENT_BYTES_MAX
@@ -295,9 +349,13 @@ class ClientStream:
             return
         self._answers.append(packed)
         self._answers_bytes += len(packed)
-        self._wake_writer()
+        if not self._is_submitting and self._sending is None:
+            self._sending = self._loop.call_soon(self._send_answers)
 
     def _count_results(self, op: int, results: list[Any]) -> None:
+        if list not in map(type, results):  # neither an error nor a page
+            self._count_outcome(op, "ok", len(results))
+            return
         failed = 0
         for result in results:
             if type(result) is list and is_error(result):
@@ -312,21 +370,37 @@ class ClientStream:
 
     # ------------------------------------------------------------------ writing
 
+    def _send_answers(self) -> None:
+        """Sends what was answered, or lets the writer do it if the client is slow to take its answers."""
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+        sender = self._sender
+        if sender is not None and self._wanted is not None and not self._wanted.done():
+            while self._answers and sender.is_free:
+                sender.send(self._next_frame())
+                self._sent()
+        if self._answers or self._is_finishing:
+            self._wake_writer()
+
+    def _sent(self) -> None:
+        for (op, outcome), count in self._outcomes.items():
+            self._metrics.operations(op, outcome, count)
+        self._outcomes.clear()
+        if self._room is not None and not self._is_congested():
+            if not self._room.done():
+                self._room.set_result(None)
+            self._room = None
+
     async def _write(self) -> None:
-        """Sends what was answered since the last time, until the stream is finished and all is sent."""
+        """Sends what has not been sent at once, until the stream is finished and all is sent."""
         while self._answers or self._groups or not self._is_finishing:
             if not self._answers:
                 self._wanted = self._loop.create_future()
                 await self._wanted
                 continue
             await self._response.write(self._next_frame())
-            for (op, outcome), count in self._outcomes.items():
-                self._metrics.operations(op, outcome, count)
-            self._outcomes.clear()
-            if self._room is not None and not self._is_congested():
-                if not self._room.done():
-                    self._room.set_result(None)
-                self._room = None
+            self._sent()
 
     def _next_frame(self) -> bytes:
         if self._answers_bytes <= FRAME_BYTES:
