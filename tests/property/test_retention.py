@@ -58,7 +58,7 @@ options = st.builds(
 ).filter(lambda o: o.has_history)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(options, lives(), st.data())
 def test_replicas_agree_whatever_they_removed(table: TableOptions, steps: Any, data: st.DataObject) -> None:
     """``clean`` removes what it may after every step, ``lazy`` a piece of it now and then, ``full`` never."""
@@ -93,7 +93,7 @@ def test_replicas_agree_whatever_they_removed(table: TableOptions, steps: Any, d
             assert answers[0] == (full[max(older)] if older else None), "an answer is what was"
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(options, st.lists(st.integers(0, 40), min_size=1, max_size=10), st.integers(0, 80))
 def test_what_is_promised_can_be_read(table: TableOptions, gaps: list[int], waited: int) -> None:
     retention = Retention(table, GRACE_MS)
