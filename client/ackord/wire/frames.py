@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgpack
 
 _HEADER_BYTES: Final = 4
+_SMALL_BYTES: Final = 512  # nested claims in so few bytes allocate at most about as much as a walk costs
 _PACK = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
 
@@ -28,8 +29,13 @@ def packb(value: Any) -> bytes:
 def unpackb(data: bytes | bytearray | memoryview) -> Any:
     """The one msgpack value that ``data`` holds; ValueError if it is invalid, truncated, followed by more,
     has ext types, or map keys other than str and bytes. Safe on untrusted bytes."""
-    if type(data) is not bytes or b"\xdc" in data or b"\xdd" in data:  # only array 16 and 32 allocate ahead
-        _walk(data)
+    if type(data) is not bytes or (len(data) > _SMALL_BYTES and (b"\xdc" in data or b"\xdd" in data)):
+        _walk(data)  # only array 16 and 32 allocate ahead, and none claims more elements than there are bytes
+    return unpack_known(data)
+
+
+def unpack_known(data: bytes | bytearray | memoryview) -> Any:
+    """The same of bytes that are what this program packed, as a checksum proves; the structure is not walked."""
     try:
         return msgpack.unpackb(
             data, use_list=True, raw=False, strict_map_key=True, max_ext_len=0, ext_hook=_refuse_ext

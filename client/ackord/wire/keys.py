@@ -202,6 +202,8 @@ class KeySchema:
         """Whether these bytes, from a client that is not trusted, are what ``encode`` makes of some key."""
         if type(encoded) is not bytes:
             return False
+        if self._tail.size == 8 * len(self.types):  # ints only
+            return len(encoded) == self._tail.size
         match = self._pattern.fullmatch(encoded)
         if match is None:
             return False

@@ -187,7 +187,8 @@ class Coordinator:
         p.confirm(message[4], now, self._s.log.end)
         self._try_commit(now)
         self.replication.send(p, now)
-        self.membership.advance(now)
+        if not self.membership.is_member(p):
+            self.membership.advance(now)
 
     def mismatch(self, node: str, incarnation: int, message: m.Message, now: float) -> None:
         p = self._heard(node, incarnation, message, now)
@@ -222,7 +223,12 @@ class Coordinator:
     @property
     def has_announcement(self) -> bool:
         commit = self._s.commit
-        return any(p.told < commit and self._can_be_told(p) for p in self.progress.values())
+        for p in self.progress.values():  # a plain loop: this is asked after every step
+            if p.told >= commit:
+                continue
+            if self._can_be_told(p):
+                return True
+        return False
 
     def _can_be_told(self, p: Progress) -> bool:
         return p.next > self._s.log.end and not p.probing and p.node in self._s.peers_up

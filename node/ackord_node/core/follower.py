@@ -120,6 +120,9 @@ class Follower:
         """Appends what is new, cutting a divergent tail first; False if that would cut what is committed."""
         s = self._s
         for entry in entries:
+            if entry.index == s.log.end + 1:
+                s.append(entry)
+                continue
             if entry.index <= s.log.trimmed:
                 if entry.epoch > s.log.runs[0][1]:
                     s.note(

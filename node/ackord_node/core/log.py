@@ -13,9 +13,10 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from typing import Any
 
-from ackord.wire.frames import packb, unpackb
+from ackord.wire.frames import packb, unpack_known
 
 _HEADER = struct.Struct(">IQQQ")
+_REST = struct.Struct(">QQQ")
 _TABLET = struct.Struct(">Q")
 HEADER_BYTES = _HEADER.size
 
@@ -41,7 +42,7 @@ class Entry:
     clock (rule R20). An entry without writes still takes its version, so that no later one is below it.
     """
 
-    __slots__ = ("epoch", "groups", "index", "last_version", "record", "version")
+    __slots__ = ("_changed", "clock_ms", "epoch", "groups", "index", "last_version", "record", "version")
 
     def __init__(self, epoch: int, index: int, version: int, groups: list[Any], record: bytes) -> None:
         self.epoch = epoch
@@ -49,18 +50,20 @@ class Entry:
         self.version = version
         self.groups = groups
         self.record = record
-        count = sum(len(g[3]) for g in groups if g[0] is not None)
+        count = clock_ms = 0
+        for group in groups:
+            if group[0] is not None:
+                count += len(group[3])
+            elif len(group) > 2:
+                clock_ms = max(clock_ms, group[2])
         self.last_version = version + max(count, 1) - 1
-
-    @property
-    def clock_ms(self) -> int:
-        """The reading of the tablet's clock that it brings (rule R20); 0: none."""
-        return max((g[2] for g in self.groups if g[0] is None and len(g) > 2), default=0)
+        self.clock_ms = clock_ms  # the reading of the tablet's clock that it brings (rule R20); 0: none
+        self._changed: tuple[list[bytes], list[bytes | None]] | None = None
 
     @classmethod
     def create(cls, tablet: int, epoch: int, index: int, version: int, groups: list[Any]) -> Entry:
         payload = packb(groups)
-        rest = _HEADER.pack(0, epoch, index, version)[4:]
+        rest = _REST.pack(epoch, index, version)
         crc = zlib.crc32(payload, zlib.crc32(rest, zlib.crc32(_TABLET.pack(tablet))))
         return cls(epoch, index, version, groups, crc.to_bytes(4, "big") + rest + payload)
 
@@ -73,11 +76,24 @@ class Entry:
         if zlib.crc32(memoryview(record)[4:], zlib.crc32(_TABLET.pack(tablet))) != crc:
             raise RecordCorrupt(f"log record (epoch {epoch}, index {index}) failed its checksum")
         try:
-            return cls(epoch, index, version, unpackb(memoryview(record)[HEADER_BYTES:]), record)
+            return cls(epoch, index, version, unpack_known(memoryview(record)[HEADER_BYTES:]), record)
         except (ValueError, TypeError, LookupError) as error:
             raise RecordCorrupt(
                 f"log record (epoch {epoch}, index {index}) holds no groups: {error}"
             ) from None
+
+    @property
+    def changed(self) -> tuple[list[bytes], list[bytes | None]]:
+        """The keys and the rows of ``changes``. Worked out once, since each entry is walked four times on every
+        node; mostly they are lists that it holds anyway."""
+        if self._changed is None:
+            groups = self.groups
+            if len(groups) == 1 and groups[0][0] is not None and _are_plain(groups[0][4]):
+                self._changed = groups[0][4], groups[0][5]
+            else:
+                changes = list(self.changes())
+                self._changed = [key for key, _ in changes], [row for _, row in changes]
+        return self._changed
 
     def changes(self) -> Iterable[tuple[bytes, bytes | None]]:
         """(key, row or None) of every row change, in order."""
@@ -103,6 +119,11 @@ class Entry:
                 version += len(group[3])
 
 
+def _are_plain(keys: list[Any]) -> bool:
+    """Whether each write of a group changed one row: none was refused, none is a transaction."""
+    return set(map(type, keys)) == {bytes}
+
+
 class Log:
     """Positions of a copy's log, and its newest entries in memory.
 
@@ -112,20 +133,19 @@ class Log:
     reading old entries.
     """
 
-    __slots__ = ("_bytes", "_marks", "_since_mark", "entries", "first", "runs", "trimmed")
+    __slots__ = ("_bytes", "_marks", "_since_mark", "end", "entries", "first", "runs", "trimmed")
 
-    def __init__(self, trimmed: int = 0, runs: Iterable[tuple[int, int]] = ((0, 0),)) -> None:
+    def __init__(
+        self, trimmed: int = 0, runs: Iterable[tuple[int, int]] = ((0, 0),), first: int | None = None
+    ) -> None:
         self.trimmed = trimmed
-        self.first = trimmed + 1
+        self.first = trimmed + 1 if first is None else first
+        self.end = self.first - 1  # not worked out of the entries: it is asked for dozens of times for each
         self.entries: list[Entry] = []
         self.runs: list[tuple[int, int]] = [(index, epoch) for index, epoch in runs]
         self._bytes = 0
         self._marks: list[int] = []  # an index after every MARK_BYTES of appended records
         self._since_mark = 0
-
-    @property
-    def end(self) -> int:
-        return self.first + len(self.entries) - 1
 
     @property
     def last_epoch(self) -> int:
@@ -142,6 +162,7 @@ class Log:
         if not self.runs or self.runs[-1][1] != entry.epoch:
             self.runs.append((entry.index, entry.epoch))
         self.entries.append(entry)
+        self.end += 1
         size = len(entry.record)
         self._bytes += size
         self._since_mark += size
@@ -165,6 +186,7 @@ class Log:
             raise ValueError(f"cut at {index} below the log's memory, which starts at {self.first}")
         removed = self.entries[offset:]
         del self.entries[offset:]
+        self.end = index - 1 if removed else self.end
         self._bytes -= sum(len(e.record) for e in removed)
         while len(self.runs) > 1 and self.runs[-1][0] >= index:
             self.runs.pop()
@@ -200,7 +222,7 @@ class Log:
 
     def reset(self, index: int, epoch: int) -> None:
         """An empty log that goes on after ``index`` (a snapshot was installed)."""
-        self.trimmed, self.first, self.entries = index, index + 1, []
+        self.trimmed, self.first, self.end, self.entries = index, index + 1, index, []
         self.runs = [(index, epoch)]
         self._bytes = self._since_mark = 0
         self._marks = []

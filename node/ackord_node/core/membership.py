@@ -64,6 +64,10 @@ class Membership:
     def has_ended_reads(self) -> bool:
         return self.drain in (Drain.TAIL, Drain.DONE)
 
+    def is_member(self, p: Progress) -> bool:
+        """Whether the set holds this copy and is not changing: then nothing that it confirms lets anybody in."""
+        return self.proposed is None and p.copy_id is not None and Member(p.node, p.copy_id) in self.in_sync
+
     def may_grant(self, member: Member, p: Progress) -> bool:
         return (
             self.drain is Drain.NO

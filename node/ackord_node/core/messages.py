@@ -56,6 +56,11 @@ def _is_natural(value: Any) -> bool:
     return type(value) is int and 0 <= value < INT63_END
 
 
+def _are_natural(values: list[Any]) -> bool:
+    """The same of each of them."""
+    return set(map(type, values)) == {int} and min(values) >= 0 and max(values) < INT63_END
+
+
 def _is_time(value: Any) -> bool:
     """Seconds of some clock; -1 stands for none. Neither NaN, which no comparison orders, nor an infinity."""
     return (type(value) is float or type(value) is int) and -1 <= value < INT63_END
@@ -84,6 +89,8 @@ def _is_header(value: Any) -> bool:
 
 _N, _T = _is_natural, _is_time
 
+_APPEND_ITEMS = 8
+
 # kind -> what each field after the kind must be, tablet and epoch first
 FIELDS: dict[int, tuple[Callable[[Any], bool], ...]] = {
     APPEND: (_N, _N, _N, _N, _N, _are_log_records, _N),
@@ -102,6 +109,9 @@ FIELDS: dict[int, tuple[Callable[[Any], bool], ...]] = {
     STOPPING: (_N, _N),
 }
 
+# Those that are numbers throughout, and how many: one look at all of them instead of one at each.
+_NUMBERS = {kind: len(fields) for kind, fields in FIELDS.items() if set(fields) == {_N}}
+
 # kind -> how many of its last fields senders leave out that have nothing to say in them
 OPTIONAL = {BEACON_CONFIRM: 1}
 
@@ -111,14 +121,19 @@ def check(message: Any) -> Message:
     if type(message) is not list or len(message) < 3 or type(message[0]) is not int:
         raise ValueError(f"peer message is not a list of kind, tablet and epoch: {type(message).__name__}")
     kind = message[0]
+    if kind == APPEND and len(message) == _APPEND_ITEMS:
+        numbers, records = message[1:6] + message[7:], message[6]
+        if _are_natural(numbers) and _are_log_records(records):
+            _check_run(message[3], records)
+            return message
+    elif _NUMBERS.get(kind) == len(message) - 1 and _are_natural(message):
+        return message
     fields = FIELDS.get(kind)
     if fields is None or len(message) - 1 not in (len(fields), len(fields) - OPTIONAL.get(kind, 0)):
         raise ValueError(f"peer message of kind {kind} with {len(message) - 1} fields")
     for at, (is_right, value) in enumerate(zip(fields, message[1:], strict=False), start=1):
         if not is_right(value):
             raise ValueError(f"peer message of kind {kind}: field {at} is wrong ({type(value).__name__})")
-    if kind == APPEND:
-        _check_run(message[3], message[6])
     return message
 
 

@@ -6,9 +6,11 @@ durable as rows yet. The state that may be read is: stored rows overlaid with ``
 
 from __future__ import annotations
 
+from itertools import repeat
+
 from ackord_node.core.log import Entry
 
-_MISSING = object()
+Changes = dict[bytes, tuple[int, bytes | None]]
 
 
 class Overlay:
@@ -17,18 +19,12 @@ class Overlay:
     __slots__ = ("pending", "unapplied")
 
     def __init__(self) -> None:
-        self.pending: dict[bytes, tuple[int, bytes | None]] = {}
-        self.unapplied: dict[bytes, tuple[int, bytes | None]] = {}
+        self.pending: Changes = {}
+        self.unapplied: Changes = {}
 
     def appended(self, entry: Entry) -> None:
-        pending, index = self.pending, entry.index
-        for group in entry.groups:
-            if group[0] is not None:
-                for key, value in zip(group[4], group[5], strict=True):
-                    if type(key) is bytes:
-                        pending[key] = (index, value)
-                    elif key is not None:  # of a transaction
-                        pending.update(zip(key, [(index, row) for row in value], strict=True))
+        keys, rows = entry.changed
+        self.pending.update(zip(keys, zip(repeat(entry.index), rows, strict=False), strict=True))
 
     def rebuilt(self, entries: list[Entry]) -> None:
         """``entries`` are all that is pending now, after a cut of the log."""
@@ -37,27 +33,22 @@ class Overlay:
             self.appended(entry)
 
     def committed(self, entry: Entry) -> None:
-        pending, unapplied, index = self.pending, self.unapplied, entry.index
-        for group in entry.groups:
-            if group[0] is None:
-                continue
-            for key, value in zip(group[4], group[5], strict=True):
-                if key is None:
-                    continue
-                for one, row in ((key, value),) if type(key) is bytes else zip(key, value, strict=True):
-                    unapplied[one] = (index, row)
-                    newest = pending.get(one)
-                    if newest is not None and newest[0] <= index:
-                        del pending[one]
+        keys, rows = entry.changed
+        self.unapplied.update(zip(keys, zip(repeat(entry.index), rows, strict=False), strict=True))
+        _forget(self.pending, keys, entry.index)
 
     def applied(self, entry: Entry) -> None:
         """The engine holds the entry's rows durably."""
-        unapplied, index = self.unapplied, entry.index
-        for key, _ in entry.changes():
-            newest = unapplied.get(key)
-            if newest is not None and newest[0] <= index:
-                del unapplied[key]
+        _forget(self.unapplied, entry.changed[0], entry.index)
 
     def clear(self) -> None:
         self.pending.clear()
         self.unapplied.clear()
+
+
+def _forget(changes: Changes, keys: list[bytes], index: int) -> None:
+    """What the entry at ``index`` said of the keys; a later one that changes them is kept."""
+    for key in keys:
+        newest = changes.get(key)
+        if newest is not None and newest[0] <= index:
+            del changes[key]

@@ -108,8 +108,9 @@ class RequestTable:
             record = self.clients[client] = ClientRecord(registered)
         record.floor = max(record.floor, floor)
         results = record.results
-        for offset, seq in enumerate(seqs):
-            results[seq] = version + offset if keys[offset] is not None else -values[offset]
+        results.update(zip(seqs, range(version, version + len(seqs)), strict=True))
+        if None in keys:
+            results.update((seqs[at], -values[at]) for at, key in enumerate(keys) if key is None)
         record.last_version = version + len(seqs) - 1
         before = record.returned_bytes
         if len(group) > 6:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Protocol
 
 from ackord.wire.keys import KeySchema
@@ -132,9 +133,8 @@ class TabletState:
         self.filling = meta.filling
         self.recovered = meta.recovered
         # The entries bring their own runs; those of the metadata may describe them already.
-        self.log = Log(meta.trimmed, [run for run in meta.runs if run[0] <= meta.applied])
-        self.log.first = meta.applied + 1
-        self.log.entries = []
+        runs = [run for run in meta.runs if run[0] <= meta.applied]
+        self.log = Log(meta.trimmed, runs, first=meta.applied + 1)
         self.overlay = Overlay()
         self.recent = Recent()
         self.clock = TabletClock(self.options, meta.clock_ms)
@@ -193,7 +193,8 @@ class TabletState:
     def append(self, entry: Entry) -> None:
         self.log.append(entry)
         self.overlay.appended(entry)
-        self.clock.appended(entry)
+        if entry.clock_ms:
+            self.clock.appended(entry)
         self.last_version = entry.last_version
         self.want_persist()
 
@@ -227,7 +228,8 @@ class TabletState:
                 )
             self.overlay.committed(entry)
             self.requests.apply(entry)
-            self.clock.committed(entry)
+            if entry.clock_ms:
+                self.clock.committed(entry)
             if self.retention is not None:
                 self.recent.committed(entry)
             self.commit_version = entry.last_version
@@ -330,7 +332,9 @@ class TabletState:
         batch.history, self._fill_history = self._fill_history, []
         self._take_applied(batch)
         self._take_trim(batch)
-        batch.meta, self._meta_dirty = self.meta().encode(), False
+        # What else it says changes only with what is applied or trimmed.
+        if self._meta_dirty or batch.applied > self.applied or batch.trim is not None:
+            batch.meta, self._meta_dirty = self.meta().encode(), False
         batch.clock_ms = self.clock.at_store
         self._in_flight, self._durable_cap = batch, None
         return batch
@@ -341,11 +345,11 @@ class TabletState:
             entry = self.log.get(index)
             assert entry is not None
             self.applied_version = entry.last_version
-            for key, value in entry.changes():
-                rows.append((tablet, key, value))
+            rows.extend(zip(repeat(tablet), *entry.changed, strict=False))
             if self.retention is not None:
                 batch.history.extend((tablet, *change) for change in entry.versions())
-            self.clock.at_store = max(self.clock.at_store, entry.clock_ms)
+            if entry.clock_ms > self.clock.at_store:
+                self.clock.at_store = entry.clock_ms
         self._applied_taken = batch.applied = self.commit
         batch.requests.extend((tablet, client, record) for client, record in self.requests.take_dirty())
 

@@ -36,6 +36,7 @@ from ackord_node.core.effects import Reply, WriteGroup, Writes
 from ackord_node.core.expiry import CLOCK_UNREAD_MS, Expiry
 from ackord_node.core.judging import Judge
 from ackord_node.core.log import Entry
+from ackord_node.core.plain_puts import judge_plain_puts
 from ackord_node.core.reads import Reads
 from ackord_node.core.requests import result_bytes, returned_rows
 from ackord_node.core.rows import apply_op, check_op, new_key
@@ -154,6 +155,10 @@ class WritePath:
         record = s.requests.clients.get(group.client)
         at = start
         while at < end and (draft.size < bytes_max or at == start):
+            if not self._is_special:
+                at = judge_plain_puts(s, group, at, index, draft, known, record, verdicts)
+            if at == end or draft.size >= bytes_max:
+                break
             op = group.ops[at]
             if known is None or not self._answer_known(at, op, record, known, may_answer, verdicts):
                 self._judge(at, op, index, draft, known, may_answer, verdicts)

@@ -1,0 +1,68 @@
+"""The short way through the coordinator's write path for what most writes are: new puts of whole rows.
+
+Nothing of the state decides such a write, so there is nothing to read, no condition to judge and no answer that could
+be negative; what remains is done for a run of them in one loop. Everything else, a retry and an invalid body included,
+is left to `WritePath`, which does the same step by step (rule R16: a sequence number that was seen before is not
+executed again).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ackord.errors import Error
+from ackord.wire.messages import COND_NONE, KIND_PUT, OWN_MARK, join_row
+from ackord.wire.values import check_columns
+from ackord_node.core.drafts import Draft, Progress, Verdicts
+from ackord_node.core.effects import WriteGroup
+from ackord_node.core.requests import ClientRecord
+from ackord_node.core.state import TabletState
+
+ITEMS = 7  # of an operation that returns no row
+
+
+def judge_plain_puts(
+    state: TabletState,
+    group: WriteGroup,
+    start: int,
+    index: int,
+    draft: Draft,
+    known: Progress | None,
+    record: ClientRecord | None,
+    verdicts: Verdicts,
+) -> int:
+    """Takes the group's operations from number ``start`` on into the draft, until one is something else or the entry
+    is full; returns where that is."""
+    clock, limits, bytes_max = state.clock, state.config.limits, state.config.log.entry_bytes
+    if clock.at_end or clock.ttl_ms:
+        return start
+    floor = record.floor if record is not None else 0
+    results: dict[int, Any] = record.results if record is not None else {}
+    pending, ops = state.overlay.pending, group.ops
+    _, _, _, seqs, keys, rows = verdicts.logged[:6]
+    version, size, at = draft.version, draft.size, start
+    while at < len(ops) and size < bytes_max:
+        op = ops[at]
+        if len(op) != ITEMS or op[1] != KIND_PUT or op[4] != COND_NONE:
+            break
+        seq, _, key, body = op[:4]
+        if body[:1] == OWN_MARK or (known is not None and (seq in known or seq in results or seq < floor)):
+            break
+        try:
+            check_columns(body, limits)
+        except Error:
+            break
+        row = join_row(version, body)
+        pending[key] = (index, row)
+        seqs.append(seq)
+        keys.append(key)
+        rows.append(row)
+        if known is not None:
+            known[seq] = (index, version)
+        verdicts.later_indices.append(at)
+        verdicts.later_results.append(version)
+        size += len(key) + len(row) + 24
+        version += 1
+        at += 1
+    draft.version, draft.size = version, size
+    return at
