@@ -22,12 +22,10 @@ from typing import Any, Final
 import ackord
 from ackord.wire.messages import TableDefinition, row_columns, row_version
 from ackord.wire.values import decode_columns
-from ackord_node.adapters import history_walk
-from ackord_node.adapters.engine_memory import MapCursor
 from ackord_node.core.cells import plain_row
 from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.expiry import TabletClock
-from ackord_node.core.history import Retention, history_key
+from ackord_node.core.history import Moment, Retention, history_key, split_history_key
 from ackord_node.core.log import Entry, RecordCorrupt
 from ackord_node.core.replica import Replica
 from ackord_node.ports import Engine, EngineCorrupt
@@ -312,7 +310,7 @@ def compare_engines(
 ) -> list[str]:
     """Differences between the stored copies of tablets whose replicas are all in sync and idle. Rows are compared
     byte for byte, with the entries on top that a copy has not applied yet, logs where more than one still holds
-    them. Of a table that keeps versions (``retention``) also those, but for what each may have removed already. A copy
+    them. Of a table that keeps versions (``retention``) also those that can be read by the latest clock of all. A copy
     whose checksums say that it is damaged is left out: nobody has read that part yet (rule R14)."""
     reports = []
     for tablet in sorted(tablets):
@@ -331,10 +329,11 @@ def compare_engines(
         ends = {name: max(log) for name, log in logs.items() if log}  # a refilled copy may hold no entry
         if len(set(ends.values())) > 1:
             reports.append(f"tablet {tablet:x}: the logs end at {ends}")
+        clock_ms = max((CopyMeta.decode(engines[name].metas()[tablet]).clock_ms for name in names), default=0)
         for name in names[1:]:
             reports += _differences(f"tablet {tablet:x}: rows", names[0], name, rows[names[0]], rows[name])
             if retention is not None:
-                ours, theirs = _unremovable(engines, tablet, retention, versions, (names[0], name))
+                ours, theirs = (_readable(versions[n], retention, clock_ms) for n in (names[0], name))
                 reports += _differences(f"tablet {tablet:x}: versions", names[0], name, ours, theirs)
             both = logs[names[0]].keys() & logs[name].keys()
             one, other = ({index: logs[n][index] for index in both} for n in (names[0], name))
@@ -378,23 +377,17 @@ def _stored_history(engine: Engine, tablet: int, log: Mapping[int, bytes]) -> di
     return found
 
 
-def _unremovable(
-    engines: Mapping[str, Engine],
-    tablet: int,
-    retention: Retention,
-    versions: Mapping[str, dict[bytes, bytes]],
-    names: Iterable[str],
-) -> list[dict[bytes, bytes]]:
-    """What none of the copies may have removed, by the latest clock of all."""
-    clock_ms = max(CopyMeta.decode(engines[name].metas()[tablet]).clock_ms for name in versions)
-    bounds = retention.removable(clock_ms)
-    found = []
-    for name in names:
-        cursor = MapCursor(sorted(versions[name]), versions[name])
-        excess, rest = history_walk.excess(cursor, b"", bounds, EXCESS_MAX, EXCESS_MAX)
-        assert rest is None, "more than a simulated run makes"
-        removable = {history_key(*each) for each in excess}
-        found.append({raw: row for raw, row in versions[name].items() if raw not in removable})
+def _readable(versions: Mapping[bytes, bytes], retention: Retention, clock_ms: int) -> dict[bytes, bytes]:
+    """Of the stored versions, in order, those that can be read by this clock: no copy may have removed them."""
+    chains: dict[bytes, list[tuple[int, bytes | None]]] = {}
+    for raw in sorted(versions):
+        key, version, is_deletion = split_history_key(raw)
+        chains.setdefault(key, []).append((version, None if is_deletion else versions[raw]))
+    found = {}
+    for key, chain in chains.items():
+        newest = Moment(key, [], None, *chain[0])
+        for version, row in chain[: retention.kept_count(newest, chain, clock_ms)]:
+            found[history_key(key, version, row is None)] = row or b""
     return found
 
 

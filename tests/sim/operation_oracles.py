@@ -28,6 +28,7 @@ from tests.sim.history import (
 )
 
 REPORTS_MAX = 20
+NOT_AS_READ = "have changed since"  # in the message of a conflict that is not about a write's own condition
 RowName = tuple[str, tuple[Any, ...]]
 
 
@@ -82,9 +83,7 @@ def check_transactions(history: History, committed: Committed) -> list[str]:
         if op.outcome == OK and op.version is not None:
             at = op.version if not op.args.get("writes") else op.version - 1
             reports += [f"{op}\n    {found}" for found in _misread(op, committed, at)]
-        elif (
-            op.outcome == CONFLICT and op.error and op.note != "repeated" and not _has_changed(op, committed)
-        ):
+        elif op.outcome == CONFLICT and NOT_AS_READ in op.error and not _has_changed(op, committed):
             reports.append(f"refused, but nothing has changed of what it read: {op}")
     return reports
 

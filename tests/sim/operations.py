@@ -101,7 +101,8 @@ class Transact(Operation):
                 await tx.get(key)
         if rng.random() < 0.15:
             return  # it only reads
-        for key in rng.sample(keys, rng.randrange(1, 4)):
+        *written, last = rng.sample(keys, rng.randrange(1, 4))
+        for key in written:
             choice = rng.random()
             if choice < 0.5:
                 tx.put(key, {"by": stamp, "n": 0})
@@ -109,6 +110,8 @@ class Transact(Operation):
                 tx.update(key, {"by": stamp}, {"n": 1})
             else:
                 tx.delete(key)
+        condition = rng.choice(({}, {}, {"if_absent": True}, {"if_exists": True}))
+        tx.put(last, {"by": stamp, "n": 0}, **condition)  # refused, the others must not be done either
 
 
 class Merge(Operation):

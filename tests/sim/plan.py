@@ -74,6 +74,7 @@ ALL_KINDS = (*EVENT_KINDS, *MESSAGE_KINDS, *SERVICE_KINDS, *START_KINDS)
 # What a client may do beyond single writes and reads, beside one of the plain workloads.
 ON_ANY_TABLE = ("transact", "transfers", "grow", "conditions", "numbers", "fleeting", "cells")
 ON_HISTORY = ("merge", "merge", "versions", "versions", "versions")
+SHORT_GRACE_MS = 700
 MERGE_RULES = {"total": "sum", "items": "union"}
 
 
@@ -136,7 +137,10 @@ def draw(seed: int) -> Plan:
         wal_bytes_max=rng.choice((4_000, 16_000, 64_000)),
         clock_rates=(1 - within, 1 + within) if is_drifting else (1.0, 1.0),
     )
-    operations, options = _operations(random.Random(f"operations {seed}"))
+    of_operations = random.Random(f"operations {seed}")
+    operations, options = _operations(of_operations)
+    if options.has_history and of_operations.random() < 0.25:  # deletions are forgotten within the run
+        knobs.limits = replace(knobs.limits, tombstone_keep_ms=SHORT_GRACE_MS)
     return Plan(
         seed=seed,
         operations=operations,

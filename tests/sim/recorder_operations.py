@@ -281,9 +281,9 @@ class RecordedTransaction:
     def _not_read(self, op: Op, error: BaseException) -> None:
         self._recorder._end(op, FAILED, error)
 
-    def put(self, key: Key, columns: Columns) -> None:
-        self.tx.put(key, columns)
-        self._wrote(PUT, key, columns=columns)
+    def put(self, key: Key, columns: Columns, **condition: bool) -> None:
+        self.tx.put(key, columns, **condition)
+        self._wrote(PUT, key, columns=columns, **condition)
 
     def update(self, key: Key, set: Columns, increment: dict[str, int]) -> None:
         self.tx.update(key, set, increment=increment)

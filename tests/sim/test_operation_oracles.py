@@ -41,10 +41,10 @@ def committed(**rows: dict[int, Any]) -> Committed:
 # --------------------------------------------------------------------------------- transactions
 
 
-def transaction(outcome: str = OK, version: int | None = 20, note: str = "", **args: Any) -> Story:
+def transaction(outcome: str = OK, version: int | None = 20, error: str = "", **args: Any) -> Story:
     story = Story()
     op = story.begin("transact", TRANSACT, None, **args)
-    story.end(op, outcome, error="Conflict" if outcome == CONFLICT else "", note=note, version=version)
+    story.end(op, outcome, error=error if outcome == CONFLICT else "", version=version)
     return story
 
 
@@ -67,12 +67,12 @@ def test_what_a_transaction_read_stands_until_its_commit() -> None:
 def test_a_transaction_is_refused_only_if_something_changed() -> None:
     rows = committed(a={10: {"n": 1}}, b={18: {"n": 3}})
 
-    def judged(note: str = "", **args: Any) -> bool:
-        return check_transactions(transaction(CONFLICT, None, note, **args).history, rows) == []
+    def judged(error: str = "Conflict: 1 rows have changed since", **args: Any) -> bool:
+        return check_transactions(transaction(CONFLICT, None, error, **args).history, rows) == []
 
     assert judged(reads=[[KEY, 10], [OTHER, 12]]) and judged(ranges=[[(1,), (2,), [[KEY, 10]]]])
     assert not judged(reads=[[KEY, 10], [OTHER, 18]]) and not judged(ranges=[[(1,), (1, "b"), [[KEY, 10]]]])
-    assert judged("repeated", reads=[[KEY, 10]])
+    assert judged("Conflict: if_absent does not hold", reads=[[KEY, 10]])
 
 
 @pytest.mark.parametrize(

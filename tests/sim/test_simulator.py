@@ -20,6 +20,7 @@ import pytest
 from ackord_node.core.coordinator import Coordinator
 from tests.sim.__main__ import command
 from tests.sim.campaign import Total, run_plan
+from tests.sim.operations import OPERATIONS
 from tests.sim.plan import ALL_KINDS, Plan, draw, without
 from tests.sim.shrink import shrink
 
@@ -88,6 +89,10 @@ def test_two_seeds_differ() -> None:
 def test_a_plan_is_the_same_however_it_is_drawn() -> None:
     assert draw(5) == draw(5)
     assert {kind for seed in range(1, 300) for kind in draw(seed).kinds} == set(ALL_KINDS)
+    plans = [draw(seed) for seed in range(1, 300)]
+    assert {name for plan in plans for name in plan.operations[: plan.clients_count]} == set(OPERATIONS)
+    assert 100 < sum(not plan.operations for plan in plans) < 150, "the others do more than write and read"
+    assert 50 < sum(plan.options.has_history for plan in plans) < 120
 
 
 def test_a_plan_without_faults_is_quiet() -> None:

@@ -10,7 +10,7 @@ import pytest
 from ackord.wire.options import TableOptions
 from ackord_node.core.history import Retention, history_key
 from ackord_node.ports import Batch
-from tests.sim.cluster_oracle import compare_engines
+from tests.sim.cluster_oracle import CommittedRows, compare_engines
 from tests.sim.history import AS_OF, CELLS, CONFLICT, FAILED, GET, OK, PUT, SCAN, SCAN_AS_OF, VERSIONS, Op
 from tests.sim.operation_oracles import Committed
 from tests.sim.row_events import check_history_keys
@@ -122,7 +122,7 @@ def test_cells(seen: Any, is_good: bool) -> None:
     story = Story()
     op = story.begin("cells", CELLS, count=2, start_ms=6, end_ms=10)
     story.end(op, version=10, columns=seen)
-    rows = {("load", KEY): {10: {"a": [[11, 4], [9, 3], [7, 2], [6, 1]]}}}
+    rows: CommittedRows = {("load", KEY): {10: {"a": [[11, 4], [9, 3], [7, 2], [6, 1]]}}}
     assert (check_cells(story.history, rows, 4) == []) is is_good
     assert check_cells(story.history, rows, 3)
 
