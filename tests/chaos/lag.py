@@ -2,7 +2,8 @@
 
 DESIGN section 4: the loop never blocks for more than a few milliseconds. What counts is how long a node kept its own
 loop from running: a loop's lag less the time for which its thread was ready and the machine ran others. A node that
-does not run, or was stopped by a signal, is not measured: its next second is skipped. Beside it stands the whole lag,
+does not run, or was stopped by a signal, is not measured: its next second is skipped. Nor is one whose disk is being
+hurt: a store that met a full disk is closed and opened anew, and reads wait for that. Beside it stands the whole lag,
 and that of this process, which show what the machine took.
 """
 
@@ -75,7 +76,9 @@ async def _watch_nodes(stage: Stage, lag: LoopLag) -> None:
             if found is None:
                 continue
             before[node.name] = (node.pid, found)
-            if earlier is None or earlier[0] != node.pid or _was_out(stage, node.name, since - PERIOD_S):
+            if earlier is None or earlier[0] != node.pid or stage.is_hurt(node.name):
+                continue
+            if _was_out(stage, node.name, since - PERIOD_S):
                 continue
             lag.lag += new_probes(earlier[1][LAG], found[LAG])
             note_blocked(lag, stage.now(), node.name, new_probes(earlier[1][BLOCKED], found[BLOCKED]))

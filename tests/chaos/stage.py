@@ -175,6 +175,10 @@ class Stage:
         """Its disk is being hurt: it may end by itself until everything is in sync again."""
         self._excused.add(node.name)
 
+    def is_hurt(self, name: str) -> bool:
+        """Whether a fault has hurt or filled its disk since everything was in sync last."""
+        return name in self._excused or name in self._full
+
     def excuse_starts(self, names: Iterable[str]) -> None:
         """Their disks are being filled up: none may end for that, but one that starts now may have to give up."""
         self._full.update(names)
