@@ -15,7 +15,7 @@ SECONDS ?= 60
 PEERS   ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help venv cluster status stop clean demo test lint sim mutants chaos powerloss fuzz bench
+.PHONY: help venv cluster status stop clean demo test lint sim mutants chaos powerloss fuzz bench profile
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -76,3 +76,6 @@ fuzz: $(STAMP) ## damaged and random input to every endpoint of a running node: 
 bench: $(STAMP) ## speed beside etcd, ZooKeeper, PostgreSQL, Redis (25 minutes): PEERS=none, SECONDS=2, PUBLISH=1
 	@$(BIN)/python -m bench --peers $(PEERS) $(if $(filter file,$(origin SECONDS)),,--seconds $(SECONDS)) \
 		$(if $(PUBLISH),--publish) $(if $(FULL),--full)
+
+profile: $(STAMP) ## flame graphs of every process of Ackord under load: SECONDS=5, PUBLISH=1
+	@$(BIN)/python -m bench.flames $(if $(filter file,$(origin SECONDS)),,--seconds $(SECONDS)) $(if $(PUBLISH),--publish)

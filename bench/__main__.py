@@ -10,18 +10,16 @@ import datetime
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from bench import machine, plan, plots, report, systems
 from bench.run import Run
-from bench.systems.base import BenchError
+from bench.systems.base import BenchError, end_on_sigterm
 from bench.workloads import Work
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -100,12 +98,8 @@ def bench(options: argparse.Namespace) -> None:
     )
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
 def main() -> int:
-    signal.signal(signal.SIGTERM, _end)  # so that the servers are stopped
+    end_on_sigterm()
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         bench(arguments())

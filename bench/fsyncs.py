@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bench import systems
 from bench.plan import SMALL
-from bench.systems.base import BenchError, System, descendants, find_program, parents
+from bench.systems.base import BenchError, System, descendants, end_on_sigterm, find_program, parents
 
 WRITES_COUNT = 100
 CALLS = "fsync,fdatasync,sync_file_range,msync"
@@ -77,6 +77,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     folder = Path(tempfile.mkdtemp(prefix="ackord-bench-", dir="/var/tmp"))
     folder.chmod(0o711)
+    end_on_sigterm()
     is_good = True
     try:
         for name in ("ackord", *systems.parse_peers(options.peers)):

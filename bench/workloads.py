@@ -287,8 +287,9 @@ async def warm_up(client: Client, calls: Calls, work: Work, seconds: float) -> N
     """What comes before the clock runs: connections, caches and compilers are as they will be."""
     if work.kind == CACHED_GET:
         get = cached_get(client)
-        for start in range(0, work.table.rows_count, CACHED_STRETCH_COUNT):
-            await asyncio.gather(*(get(key) for key in range(start, start + CACHED_STRETCH_COUNT)))
+        keys = range(work.table.rows_count)
+        for start in range(0, len(keys), CACHED_STRETCH_COUNT):
+            await asyncio.gather(*(get(key) for key in keys[start : start + CACHED_STRETCH_COUNT]))
     elif work.rate is None:
         await closed_loops(calls.of(work.kind), work.callers, seconds)
     else:

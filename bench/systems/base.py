@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 HOST = "127.0.0.1"
@@ -123,6 +124,15 @@ class System(Protocol):
 
     def describe(self) -> dict[str, str]:
         """Version and the settings that matter, for the report."""
+
+
+def end_on_sigterm() -> None:
+    """SIGTERM ends this process as Ctrl-C does: through its `finally` clauses, which stop the servers."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 # --------------------------------------------------------------------------------------- processes
