@@ -1,8 +1,8 @@
 """What clients do during a run, through the SDK, and how it is judged afterwards.
 
-The workloads and oracles are the simulator's (tests/sim): registers, counters, appends, sets, batches, scans, all
-recorded in one history. Beside them a pulse of small writes to every tablet of a table of its own measures the gaps:
-how long no write of a tablet was acknowledged.
+The workloads and oracles are the simulator's (tests/sim): registers, counters, appends, sets, batches, scans, rows
+that clients keep, all recorded in one history. Beside them a pulse of small writes to every tablet of a table of its
+own measures the gaps: how long no write of a tablet was acknowledged.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import ackord
+from tests.sim.cached import Kept
 from tests.sim.cluster_oracle import compare_nodes
 from tests.sim.history import History, Op
 from tests.sim.oracles import check_deadlines, check_history
@@ -157,6 +158,7 @@ class Load:
                     table, SLOTS_COUNT, [name for name in WORKLOADS if name != Tables.name]
                 )
             ]
+            work += [self._guard(Kept.name, Kept(table, SLOTS_COUNT).run(client)) for client in clients]
             slow = replace(clients[0], concurrency=1, pause_s=TABLES_PAUSE_S)
             work.append(self._guard("tables", GatedTables(table, SLOTS_COUNT, self._making_tables).run(slow)))
             await asyncio.gather(self._end_later(generation), *work)

@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from tests.sim.recorder import Context, Recorder, StoreLike
-from tests.sim.workload import WORKLOADS, Workload
+from tests.sim.workload import Workload
 
 PAUSE_S = 0.02  # between two reads of a row, at most
 READS_MAX = 8
-SHARE = 0.3  # of the simulator's clients
+SHARE = 0.5  # of the simulator's clients
 
 
 class KeepingStore:
@@ -37,18 +37,12 @@ def keeping(store: Any) -> StoreLike:
     return KeepingStore(store)  # type: ignore[return-value]
 
 
-def with_kept(names: tuple[str, ...], seed: int, number: int) -> tuple[str, ...]:
-    """The workloads of a simulated client, of some with ``Kept`` beside them, by a chance of its own."""
-    chance = random.Random(f"kept {seed} {number}").random()
-    return (*names, Kept.name) if names != ("tables",) and chance < SHARE else names
-
-
 class Kept(Workload):
     name = "kept"
     keys_count = 3
 
     async def run(self, context: Context) -> None:
-        await super().run(replace(context, store=keeping(context.store)))
+        await super().run(replace(context, store=keeping(context.store), pause_s=min(context.pause_s, PAUSE_S)))
 
     async def step(self, recorder: Recorder, rng: random.Random, memory: dict[Any, Any]) -> None:
         key = self.key(rng.randrange(self.keys_count))
@@ -65,4 +59,9 @@ class Kept(Workload):
                 await asyncio.sleep(rng.random() * PAUSE_S)
 
 
-WORKLOADS[Kept.name] = Kept
+def kept_beside(
+    names: tuple[str, ...], table: str, slots_count: int, seed: int, number: int
+) -> list[Workload]:
+    """What some of the simulated clients do beside the workloads ``names``, by a chance of its own."""
+    chance = random.Random(f"kept {seed} {number}").random()
+    return [Kept(table, slots_count)] if names != ("tables",) and chance < SHARE else []

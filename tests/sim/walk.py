@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import ackord
 from ackord_node.runtime.tablet_host import TabletHost
 from tests.sim import cluster_oracle, oracles
-from tests.sim.cached import with_kept
+from tests.sim.cached import kept_beside
 from tests.sim.cluster import Cluster, SimNode
 from tests.sim.faults import Nemesis
 from tests.sim.history import CONFLICT, CREATE, DROP, GET, OK, SCAN, History
@@ -180,7 +180,8 @@ class Walk:
             if is_loader and not await create_load_table(context, TABLE, plan.tablets_count, SLOTS_COUNT):
                 return
             self._tables_count += 1
-            workloads = make_workloads(TABLE, SLOTS_COUNT, with_kept(names, plan.seed, number))
+            workloads = make_workloads(TABLE, SLOTS_COUNT, names)
+            workloads += kept_beside(names, TABLE, SLOTS_COUNT, plan.seed, number)
             await asyncio.gather(*(workload.run(context) for workload in workloads))
 
     # ------------------------------------------------------------------------------ every step
