@@ -1,8 +1,8 @@
 """What clients do during a run, through the SDK, and how it is judged afterwards.
 
-The workloads and oracles are the simulator's (tests/sim): registers, counters, appends, sets, batches, scans, all
-recorded in one history. Beside them run the works of whole rows (transfers, appends, merges, versions: `works.py`),
-or one of these alone with many clients; and a pulse of small writes to every tablet of a table of its own measures the
+The workloads and oracles are the simulator's (tests/sim): registers, counters, appends, sets, batches, scans, rows that
+clients keep, all recorded in one history. Beside them run the works of whole rows (transfers, appends, merges,
+versions: `works.py`), or one of these alone with many clients; and a pulse of small writes to every tablet of a table of its own measures the
 gaps: how long no write of a tablet was acknowledged.
 """
 
@@ -23,6 +23,7 @@ from tests.chaos.work_merges import Merges
 from tests.chaos.work_transfers import Transfers
 from tests.chaos.work_versions import Versions
 from tests.chaos.works import CREATE_PAUSE_S, Client, Work
+from tests.sim.cached import Kept
 from tests.sim.cluster_oracle import compare_nodes
 from tests.sim.history import History, Op
 from tests.sim.oracles import check_deadlines, check_history
@@ -229,6 +230,7 @@ class Load:
                     table, SLOTS_COUNT, [name for name in WORKLOADS if name != Tables.name]
                 )
             ]
+            work += [self._guard(Kept.name, Kept(table, SLOTS_COUNT).run(client)) for client in clients]
             slow = replace(clients[0], concurrency=1, pause_s=TABLES_PAUSE_S)
             work.append(self._guard("tables", GatedTables(table, SLOTS_COUNT, self._making_tables).run(slow)))
             await asyncio.gather(self._end_later(generation), *work)

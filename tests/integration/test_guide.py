@@ -73,5 +73,14 @@ async def test_the_page_does_what_it_says(cluster: RealCluster, page: str) -> No
 
 
 def test_the_pages_of_the_row_operations_have_examples() -> None:
-    for page in ("conditions", "updates", "scans", "getting-started", "versions", "ttl", "conflicts"):
+    for page in (
+        "conditions",
+        "updates",
+        "scans",
+        "getting-started",
+        "versions",
+        "ttl",
+        "conflicts",
+        "cache",
+    ):
         assert BLOCK.search(PAGES[page]), page

@@ -17,6 +17,7 @@ from ackord.wire.messages import TableDefinition
 from ackord_node.core.history import Retention
 from ackord_node.runtime.tablet_host import TabletHost
 from tests.sim import cluster_oracle, oracles, version_oracles
+from tests.sim.cached import kept_beside
 from tests.sim.cluster import Cluster, SimNode
 from tests.sim.faults import Nemesis
 from tests.sim.history import CONFLICT, CREATE, DROP, GET, INSERT, OK, SCAN, History
@@ -198,6 +199,7 @@ class Walk:
                 if not await workload.prepare(context):
                     return
             self._tables_count += 1
+            workloads += kept_beside(names, TABLE, SLOTS_COUNT, plan.seed, number)
             await asyncio.gather(*(workload.run(context) for workload in workloads))
 
     def _operation(self, name: str) -> Operation:

@@ -114,6 +114,16 @@ class Reporter:
             if s.is_in_sync
             else "learner",
         }
+        holders = s.holders
+        if holders.told_count or any(holders.counts):
+            holds, rows = holders.counts
+            found["holders"] = {
+                "clients": holds,
+                "rows": rows,
+                "told": holders.told_count,
+                "lapsed": holders.lapsed_count,
+                "waits": holders.bound is not None,
+            }
         if replica.coordinator is not None:
             found["lag"] = {p.node: s.log.end - p.confirmed for p in replica.coordinator.progress.values()}
         return found
