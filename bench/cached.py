@@ -16,7 +16,7 @@ import resource
 import time
 from typing import Any
 
-from harness import Cluster
+from bench.harness import Cluster
 
 import ackord
 

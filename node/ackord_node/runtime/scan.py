@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Final
 
 from ackord.wire.expressions import Filter, compiled
@@ -99,7 +100,7 @@ def page(
     end: it looks at ``step_rows`` rows or ``STEP_BYTES`` bytes at most, however few of them it takes."""
     if selection is None:
         rows, rest = _stretch(engine, tablet, wanted, unapplied)
-        return [[item for pair in rows for item in pair], rest and rest.next]
+        return [list(chain.from_iterable(rows)), rest and rest.next]
     found: list[bytes] = []
     size = seen_count = seen_bytes = 0
     rest = wanted
