@@ -200,13 +200,18 @@ def test_a_member_that_promised_a_later_epoch_has_left() -> None:
 
 
 def test_a_member_that_obeys_the_same_node_in_a_later_epoch_has_left() -> None:
-    """The list is of the epoch before."""
+    """The list is of the epoch before, whether or not the later promise is on disk."""
 
     def change(p: Pair) -> None:
         p.n2.beacon(5, 0, 0, source="n1")
-        p.n2.store()
 
     left_after(change)
+
+    def change_and_store(p: Pair) -> None:
+        p.n2.beacon(5, 0, 0, source="n1")
+        p.n2.store()
+
+    left_after(change_and_store)
 
 
 def test_a_member_that_tries_to_take_over_has_left() -> None:
@@ -471,6 +476,59 @@ def test_a_process_that_stood_still_takes_nobody_for_silent() -> None:
     assert p.progress.revoking
 
 
+def test_an_answer_that_confirms_nothing_counts_for_nothing() -> None:
+    """The peer holds the tablet in another version of the list, and did not look at it."""
+    p = Pair()
+    p.round()
+    answer = p.deliver(p.beacon())
+    answer[4] = -1.0
+    heard_at = p.progress.heard_at
+    p.wait(0.1)
+    p.confirm(answer)
+    assert p.progress.heard_at == heard_at
+    assert p.coordinators.due <= p.now, "it is told at once what it lacks"
+
+
+def test_an_answer_to_what_was_never_sent_counts_for_nothing() -> None:
+    p = Pair()
+    answer, authority = p.deliver(p.beacon()), p.progress.authority
+    answer[5] = 9
+    p.confirm(answer)
+    assert p.progress.authority == authority
+    p.coordinators.confirmed("n9", N2, answer, p.now)
+    assert p.n1.c.shared_with("n9") is None
+
+
+def test_a_late_answer_does_not_bring_an_older_request_back() -> None:
+    p = Pair()
+    early = p.deliver(p.beacon())
+    p.wait(0.1)
+    late = p.deliver(p.beacon())
+    p.confirm(late)
+    p.confirm(early)
+    assert p.beacon()[7] == late[6]
+    listed = p.coordinators._peers["n2"].tablets[TABLET]
+    assert listed.request == late[6]
+
+
+def test_a_coordinator_that_stepped_down_is_confirmed_nothing() -> None:
+    p = Pair()
+    answer, authority = p.deliver(p.beacon()), p.progress.authority
+    p.coordinators.role_changed(TABLET, None)
+    p.confirm(answer)
+    assert p.progress.authority == authority
+
+
+def test_what_was_left_is_told_once() -> None:
+    p = Pair()
+    p.round()
+    p.n2_coordinates_next()
+    p.woken.clear()
+    p.round()
+    p.round()
+    assert p.woken == [TABLET]
+
+
 def test_a_change_of_flags_has_every_tablet_asked() -> None:
     p = Pair()
     p.round()
@@ -488,12 +546,12 @@ def test_the_journal_is_bounded() -> None:
     """A peer that lags further than it reaches is told the whole list."""
     p = Pair()
     p.round()
-    beacon = None
     for _ in range(100):
         p.coordinators.role_changed(TABLET, None)
         p.beacon()
         p.coordinators.role_changed(TABLET, p.n1.c)
-        beacon = p.beacon()
+        p.beacon()
     assert len(p.coordinators._peers["n2"].journal) <= 1 + 64
+    beacon = p.beacon()
     assert (beacon[5], beacon[6]) == (0, [TABLET, 4, 2])
     assert p.deliver(beacon)[9] == []

@@ -193,9 +193,9 @@ class Coordinator:
         """The replica there, if a beacon of the node pair may stand for this tablet's: this run of it confirmed one
         of the tablet's own, which showed what it holds (R13), and reads are not ended (R7b)."""
         p = self.progress.get(node)
-        if p is None or not p.enrolled or not self.is_active or self.membership.has_ended_reads:
+        if p is None or not p.enrolled or self.membership.has_ended_reads:
             return None
-        return p if not p.expelled else None
+        return p
 
     def shared_confirm(
         self, p: Progress, member: Member, sent_at: float, flags: int, wall_ms: int, now: float
