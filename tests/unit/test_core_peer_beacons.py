@@ -227,7 +227,9 @@ def test_a_member_with_another_copy_has_left() -> None:
     def change(p: Pair) -> None:
         p.n2.r.state.copy_id = 50
 
-    left_after(change)
+    p = left_after(change)
+    p.deliver(p.beacon())
+    assert not [message for _, _, message in p.sent if message[0] == m.FENCED]
 
 
 def test_a_member_whose_promise_is_not_on_disk_has_left() -> None:
@@ -299,6 +301,18 @@ def test_a_member_that_missed_a_change_confirms_nothing_and_is_told_it() -> None
     p.confirm(answer)
     assert p.progress.authority == authority
     assert p.round()[9] == []
+
+
+def test_a_beacon_that_comes_twice_is_confirmed_twice() -> None:
+    p = Pair()
+    p.round()
+    p.coordinators.role_changed(TABLET, None)
+    p.round()
+    p.coordinators.role_changed(TABLET, p.n1.c)
+    change = p.beacon()
+    first, second = p.deliver(change), p.deliver(change)
+    assert first[4:6] == second[4:6] == [p.now, change[4]]
+    assert p.n2.r.state.promise_until == p.now + TIMING.promise
 
 
 def test_a_late_beacon_changes_nothing() -> None:
