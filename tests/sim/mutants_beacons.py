@@ -157,7 +157,7 @@ MUTANTS = [
         "R13",
         "shared_confirmation_of_another_run",
         "a_confirmation_of_another_run_counts_for_nothing",
-        "p.incarnation != incarnation or p.enrolled != incarnation or ",
+        "p.enrolled != incarnation or ",
     ),
     listed(
         "R7b",

@@ -200,13 +200,18 @@ def test_a_member_that_promised_a_later_epoch_has_left() -> None:
 
 
 def test_a_member_that_obeys_the_same_node_in_a_later_epoch_has_left() -> None:
-    """The list is of the epoch before."""
+    """The list is of the epoch before, whether or not the later promise is on disk."""
 
     def change(p: Pair) -> None:
         p.n2.beacon(5, 0, 0, source="n1")
-        p.n2.store()
 
     left_after(change)
+
+    def change_and_store(p: Pair) -> None:
+        p.n2.beacon(5, 0, 0, source="n1")
+        p.n2.store()
+
+    left_after(change_and_store)
 
 
 def test_a_member_that_tries_to_take_over_has_left() -> None:
@@ -222,7 +227,9 @@ def test_a_member_with_another_copy_has_left() -> None:
     def change(p: Pair) -> None:
         p.n2.r.state.copy_id = 50
 
-    left_after(change)
+    p = left_after(change)
+    p.deliver(p.beacon())
+    assert not [message for _, _, message in p.sent if message[0] == m.FENCED]
 
 
 def test_a_member_whose_promise_is_not_on_disk_has_left() -> None:
@@ -294,6 +301,18 @@ def test_a_member_that_missed_a_change_confirms_nothing_and_is_told_it() -> None
     p.confirm(answer)
     assert p.progress.authority == authority
     assert p.round()[9] == []
+
+
+def test_a_beacon_that_comes_twice_is_confirmed_twice() -> None:
+    p = Pair()
+    p.round()
+    p.coordinators.role_changed(TABLET, None)
+    p.round()
+    p.coordinators.role_changed(TABLET, p.n1.c)
+    change = p.beacon()
+    first, second = p.deliver(change), p.deliver(change)
+    assert first[4:6] == second[4:6] == [p.now, change[4]]
+    assert p.n2.r.state.promise_until == p.now + TIMING.promise
 
 
 def test_a_late_beacon_changes_nothing() -> None:
@@ -429,8 +448,9 @@ def test_a_commit_point_that_came_to_rest_is_told_by_a_beacon_of_the_tablets_own
         p.n1.confirm(node, 1)
     assert p.n1.r.state.commit == 1
     p.n1.forget()
-    p.n1.tick(TIMING.beacon_interval)
-    assert not p.n1.sent(m.BEACON, "n2"), "it moved since the last round"
+    for _ in range(4):
+        p.n1.tick(TIMING.beacon_interval)
+        assert not p.n1.sent(m.BEACON, "n2"), "it moved lately"
     p.n1.tick(TIMING.beacon_interval)
     assert [x[4] for x in p.n1.sent(m.BEACON, "n2")] == [1]
 
@@ -470,6 +490,59 @@ def test_a_process_that_stood_still_takes_nobody_for_silent() -> None:
     assert p.progress.revoking
 
 
+def test_an_answer_that_confirms_nothing_counts_for_nothing() -> None:
+    """The peer holds the tablet in another version of the list, and did not look at it."""
+    p = Pair()
+    p.round()
+    answer = p.deliver(p.beacon())
+    answer[4] = -1.0
+    heard_at = p.progress.heard_at
+    p.wait(0.1)
+    p.confirm(answer)
+    assert p.progress.heard_at == heard_at
+    assert p.coordinators.due <= p.now, "it is told at once what it lacks"
+
+
+def test_an_answer_to_what_was_never_sent_counts_for_nothing() -> None:
+    p = Pair()
+    answer, authority = p.deliver(p.beacon()), p.progress.authority
+    answer[5] = 9
+    p.confirm(answer)
+    assert p.progress.authority == authority
+    p.coordinators.confirmed("n9", N2, answer, p.now)
+    assert p.n1.c.shared_with("n9") is None
+
+
+def test_a_late_answer_does_not_bring_an_older_request_back() -> None:
+    p = Pair()
+    early = p.deliver(p.beacon())
+    p.wait(0.1)
+    late = p.deliver(p.beacon())
+    p.confirm(late)
+    p.confirm(early)
+    assert p.beacon()[7] == late[6]
+    listed = p.coordinators._peers["n2"].tablets[TABLET]
+    assert listed.request == late[6]
+
+
+def test_a_coordinator_that_stepped_down_is_confirmed_nothing() -> None:
+    p = Pair()
+    answer, authority = p.deliver(p.beacon()), p.progress.authority
+    p.coordinators.role_changed(TABLET, None)
+    p.confirm(answer)
+    assert p.progress.authority == authority
+
+
+def test_what_was_left_is_told_once() -> None:
+    p = Pair()
+    p.round()
+    p.n2_coordinates_next()
+    p.woken.clear()
+    p.round()
+    p.round()
+    assert p.woken == [TABLET]
+
+
 def test_a_change_of_flags_has_every_tablet_asked() -> None:
     p = Pair()
     p.round()
@@ -491,7 +564,8 @@ def test_the_journal_is_bounded() -> None:
         p.coordinators.role_changed(TABLET, None)
         p.beacon()
         p.coordinators.role_changed(TABLET, p.n1.c)
-        beacon = p.beacon()
+        p.beacon()
     assert len(p.coordinators._peers["n2"].journal) <= 1 + 64
+    beacon = p.beacon()
     assert (beacon[5], beacon[6]) == (0, [TABLET, 4, 2])
     assert p.deliver(beacon)[9] == []

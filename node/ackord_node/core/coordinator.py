@@ -43,7 +43,10 @@ class Coordinator:
         self._asked_at = now
         self._unanswered = {node for node in self.progress if node in state.peers_up}
         self._beacon_at = now
-        self._beaconed = -1  # the commit point at the last round of beacons
+        self._beaconed, self._still_at = (
+            -1,
+            now,
+        )  # the commit point at the last round of beacons, and since when
         self._last_tick = self._planned = now
         self.resign_reason: str | None = None
         for node in self.progress:
@@ -110,7 +113,9 @@ class Coordinator:
         if self.membership.has_ended_reads:
             return
         self._beacon_at = now + self._s.config.timing.beacon_interval
-        is_still, self._beaconed = self._beaconed == self._s.commit, self._s.commit
+        if self._beaconed != self._s.commit:
+            self._beaconed, self._still_at = self._s.commit, now
+        is_still = now - self._still_at >= self._s.config.timing.lease
         for p in self.progress.values():
             # A beacon of the tablet's own carries the commit point to one that missed it; where more follows, that
             # does so.
@@ -190,9 +195,9 @@ class Coordinator:
         """The replica there, if a beacon of the node pair may stand for this tablet's: this run of it confirmed one
         of the tablet's own, which showed what it holds (R13), and reads are not ended (R7b)."""
         p = self.progress.get(node)
-        if p is None or not p.enrolled or not self.is_active or self.membership.has_ended_reads:
+        if p is None or not p.enrolled or self.membership.has_ended_reads:
             return None
-        return p if not p.expelled else None
+        return p
 
     def shared_confirm(
         self, p: Progress, member: Member, sent_at: float, flags: int, wall_ms: int, now: float

@@ -214,7 +214,7 @@ class PeerBeacons:
                 self._wake(tablet)
             if x.since > version or tablet in gone or self.coordinated.get(tablet) is not x.coordinator:
                 continue
-            if p.incarnation != incarnation or p.enrolled != incarnation or p.copy_id != x.member.copy_id:
+            if p.enrolled != incarnation or p.copy_id != x.member.copy_id:
                 continue
             seconds = x.coordinator.shared_confirm(p, x.member, sent_at, flags, wall_ms, now)
             if is_newest:
@@ -241,11 +241,11 @@ class PeerBeacons:
             heard = self._heard[peer] = _Incoming(incarnation)
         if version < heard.version:
             return  # it comes late
-        if version > heard.version and not self._take(heard, version, base, changes):
+        if not self._take(heard, version, base, changes):
             self._answer(peer, heard, -1.0, flags, wall_ms, [], now)
             return
         common: float = seconds if grantee == self._incarnation else 0.0
-        lengths: dict[int, float] = dict(zip(others[::2], others[1::2], strict=True)) if common else {}
+        lengths: dict[int, float] = dict(zip(others[::2], others[1::2], strict=True))
         left: list[int] = []
         for tablet, (epoch, copy_id) in heard.tablets.items():
             replica = self._replica_of(tablet)
@@ -260,6 +260,8 @@ class PeerBeacons:
 
     @staticmethod
     def _take(heard: _Incoming, version: int, base: int, changes: list[int]) -> bool:
+        if version == heard.version:
+            return True
         if base == 0:
             heard.tablets = {}
         elif base != heard.version:

@@ -191,9 +191,10 @@ class TabletHost(Source):
             groups, self._queued, self._queued_count = self._queued, [], 0
             for group in groups:
                 _refuse(group, self._overloaded())
-        if self.replica.wake_at <= now:
+        if (due := self.replica.wake_at) <= now:
             self.feed(e.Tick(self._clock.wall_ms()))
-        due = now if self._queued else self.replica.wake_at
+            due = self.replica.wake_at
+        due = now if self._queued else due
         return due if self._collector is None else min(due, self._collector.wake_at)
 
     def _new_collector(self) -> Collector:
@@ -427,12 +428,8 @@ class TabletHost(Source):
 
     def _overloaded(self) -> list[Any]:
         limit = self.replica.state.config.limits.pending_ops_count
-        error: Error = Unavailable(
-            f"{self._queued_count} writes of this tablet wait already, the limit is {limit}",
-            reason="overloaded",
-            limit=limit,
-            retry_after_ms=50,
-        )
+        text = f"{self._queued_count} writes of this tablet wait already, the limit is {limit}"
+        error: Error = Unavailable(text, reason="overloaded", limit=limit, retry_after_ms=50)
         return error_to_wire(error)
 
     # --------------------------------------------------------------------- coordination service
