@@ -16,9 +16,8 @@ import resource
 import time
 from typing import Any
 
-from bench.harness import Cluster
-
 import ackord
+from bench.harness import Cluster
 
 SAMPLES_COUNT = 200_000
 
@@ -35,7 +34,7 @@ async def caller(table: ackord.CachedTable, keys: list[str], until: float) -> in
 
 async def timed(table: ackord.CachedTable, keys: list[str]) -> list[int]:
     """Nanoseconds of single calls."""
-    taken = []
+    taken: list[int] = []
     get, clock = table.get, time.perf_counter_ns
     while len(taken) < SAMPLES_COUNT:
         for key in keys:

@@ -9,19 +9,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-
-from bench.harness import Cluster, ClusterError, run
-from bench.load import Rows
 
 import ackord
 from ackord_node.config import ConfigError
+from bench.harness import Cluster, ClusterError, run
 
 ROWS_PER_S_MIN = 150_000  # on an idle machine of two cores
 GROWTH_MIB_MAX = 100.0
 LOOK_EVERY_S = 0.05
+TABLETS_COUNT = 6
+VALUE_BYTES = 90  # the map of one column, its name and the length take ten more
+BATCH_ROWS_COUNT = 100
+LOADERS_COUNT = 16
 
 
 def resident_mib() -> float:
@@ -32,6 +36,31 @@ def resident_mib() -> float:
     raise ClusterError("/proc tells no memory of this process")
 
 
+async def filled(store: ackord.Store, count: int) -> ackord.Table:
+    """The table of ``count`` rows, 100 bytes of columns each, in tablets of equal size."""
+    name, step = f"scan_{count}", count / TABLETS_COUNT
+    await store.create_table(
+        name, {"id": int}, split_at=[round(step * number) for number in range(1, TABLETS_COUNT)]
+    )
+    table = store.table(name)
+    if await table.get((count - 1,)) is not None:
+        return table  # the last row is written last
+    chance = random.Random(7)  # random bytes: what compresses well would make the disk look faster than it is
+    values = [{"value_": chance.randbytes(VALUE_BYTES)} for _ in range(1024)]
+
+    async def load(numbers: Iterator[int]) -> None:
+        for start in numbers:
+            some = range(start, min(start + BATCH_ROWS_COUNT, count - 1))
+            for result in await table.write_many([ackord.Put((n,), values[n % len(values)]) for n in some]):
+                if isinstance(result, ackord.Error):
+                    raise result
+
+    starts = iter(range(0, count - 1, BATCH_ROWS_COUNT))
+    await asyncio.gather(*(load(starts) for _ in range(LOADERS_COUNT)))
+    await table.put((count - 1,), values[0])
+    return table
+
+
 async def watch_memory(seen_mib: list[float]) -> None:
     while True:
         seen_mib.append(resident_mib())
@@ -40,8 +69,7 @@ async def watch_memory(seen_mib: list[float]) -> None:
 
 async def scan(cluster: Cluster, rows_count: int, rounds: int) -> None:
     async with ackord.connect(cluster.urls) as store:
-        rows = Rows(store, rows_count)
-        await rows.prepare()
+        table = await filled(store, rows_count)
         for number in range(1, rounds + 1):
             gc.collect()
             before_mib = resident_mib()
@@ -50,7 +78,7 @@ async def scan(cluster: Cluster, rows_count: int, rounds: int) -> None:
             nodes_s = sum(map(cluster.cpu_s, cluster.nodes))
             client_s, begun = time.process_time(), time.perf_counter()
             count = size = 0
-            async for row in rows.table.scan():
+            async for row in table.scan():
                 count += 1
                 size += len(row["value_"])
             elapsed = time.perf_counter() - begun

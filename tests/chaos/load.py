@@ -2,8 +2,8 @@
 
 The workloads and oracles are the simulator's (tests/sim): registers, counters, appends, sets, batches, scans, rows that
 clients keep, all recorded in one history. Beside them run the works of whole rows (transfers, appends, merges,
-versions: `works.py`), or one of these alone with many clients; and a pulse of small writes to every tablet of a table of its own measures the
-gaps: how long no write of a tablet was acknowledged.
+versions: `works.py`), or one of these alone with many clients; and a pulse of small writes to every tablet of a table
+of its own measures the gaps: how long no write of a tablet was acknowledged.
 """
 
 from __future__ import annotations
