@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -137,7 +137,8 @@ def _awake(system: System) -> Iterator[None]:
 
 
 def _stop(system: System) -> None:
-    resume(system)
+    with suppress(BenchError):  # it may not have started, or have lost a server
+        resume(system)
     system.stop()
 
 

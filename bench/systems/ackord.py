@@ -22,6 +22,7 @@ NODES = ("n1", "n2", "n3")
 TABLETS_COUNT = 6
 START_TIMEOUT_S = 60.0
 IN_SYNC_TIMEOUT_S = 60.0
+CALL_TIMEOUT_S = 60.0  # the peers' clients wait without end
 COLUMN = "value"
 
 
@@ -96,7 +97,7 @@ class AckordAccess:
             await wait_in_sync(store, table.name, set(NODES), IN_SYNC_TIMEOUT_S)
 
     async def connect(self, table: TableSpec, callers: int) -> Client:
-        return AckordClient(await ackord.connect(self.urls), table.name)
+        return AckordClient(await ackord.connect(self.urls, timeout=CALL_TIMEOUT_S), table.name)
 
 
 class Ackord:
