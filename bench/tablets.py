@@ -259,6 +259,14 @@ async def takeover(cluster: RealCluster, tables: int, tablets: int, pulses: int)
     }
 
 
+async def drop(cluster: RealCluster, tables: int, timeout_s: float) -> dict[str, Any]:
+    begun = time.monotonic()
+    async with ackord.connect(cluster.urls) as store:
+        for number in range(tables):
+            await store.drop_table(f"many{number}", timeout=timeout_s)
+    return {"dropped_s": round(time.monotonic() - begun, 2)}
+
+
 async def many(cluster: RealCluster, options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"empty": await idle(cluster, options.idle_seconds / 2)}
     show("empty", found["empty"])
@@ -279,6 +287,8 @@ async def many(cluster: RealCluster, options: argparse.Namespace) -> dict[str, A
         await asyncio.sleep(5)
     if "takeover" in options.steps:
         await step("takeover", takeover(cluster, tables, tablets, options.pulses))
+    if "drop" in options.steps:
+        await step("drop", drop(cluster, tables, options.timeout))
     return found
 
 
@@ -301,7 +311,7 @@ def main() -> None:
         "--pulses", type=int, default=60, help="tablets that are written to during the takeover"
     )
     parser.add_argument("--timeout", type=float, default=120.0)
-    parser.add_argument("--steps", default="restart,takeover", help="after creation and idling")
+    parser.add_argument("--steps", default="restart,takeover,drop", help="after creation and idling")
     options = parser.parse_args()
     found: dict[str, Any] = {}
     if options.what in ("all", "rates"):

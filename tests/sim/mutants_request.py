@@ -234,7 +234,7 @@ MUTANTS = [
         "R18",
         "drop_does_not_wait_for_members",
         UNIT_RUNTIME + "a_drop_marks_waits_for_a_member_and_for_every_lease",
-        (CATALOGUE, "Catalogue.drop", "await self._wait_stopped(tablet.id, before, epoch)", "pass"),
+        (CATALOGUE, "Catalogue._stop", "await self._wait_stopped(tablet, before, epoch)", "pass"),
     ),
     mutant(
         "R18",

@@ -79,7 +79,7 @@ MUTANTS = [
         "R6",
         "grants_not_capped",
         SCENARIO_READS + "a_grant_never_outlasts_the_grantors_authority",
-        (COORDINATOR, "Coordinator._granted", "min(timing.lease, self.authority() - now)", "timing.lease"),
+        (COORDINATOR, "Coordinator._granted", "min(timing.lease, until - now)", "timing.lease"),
         model="no_cap",
     ),
     mutant(
@@ -196,7 +196,7 @@ MUTANTS = [
         "R7b",
         "keep_serving",
         UNIT_COORDINATOR + "reads_end_when_a_hand_over_reaches_its_last_step",
-        (COORDINATOR, "Coordinator.may_answer", "and not self.membership.has_ended_reads", ""),
+        (COORDINATOR, "Coordinator._answers_until", "and not self.membership.has_ended_reads", ""),
         (MEMBERSHIP, "Membership._drive_drain", "self.deposed_reason = ", "_ = "),
         model="keep_serving",
     ),
@@ -247,14 +247,14 @@ MUTANTS = [
         "R8",
         "serve_before_tail",
         SCENARIO_TAKEOVER + "nothing_is_answered_before_the_tail_is_committed",
-        (COORDINATOR, "Coordinator.may_answer", "and self._s.commit >= self.start", ""),
+        (COORDINATOR, "Coordinator._answers_until", "and self._s.commit >= self.start", ""),
         model="serve_early",
     ),
     mutant(
         "R8",
         "grants_before_tail",
         UNIT_COORDINATOR + "no_lease_is_granted_before_the_tail_is_committed",
-        (COORDINATOR, "Coordinator._granted", " or not self.may_answer(now)", ""),
+        (COORDINATOR, "Coordinator._granted", "self._answers_until()", "self.authority()"),
     ),
     # ------------------------------------------------------------------------------------------ R9
     mutant(

@@ -35,6 +35,7 @@ from ackord_node.runtime.committer import Committer, Source
 from ackord_node.runtime.identity import load_copy
 from ackord_node.runtime.node import Node
 from ackord_node.runtime.scan import Range, Selection, count, page
+from ackord_node.runtime.status import Reporter
 from ackord_node.runtime.tablet_host import TabletHost
 from tests.support.core_hand import (
     COPIES,
@@ -533,3 +534,20 @@ async def test_that_there_is_no_table_is_said_only_after_the_service_was_asked()
     assert answers[0] == definition
     assert all(isinstance(answer, TableNotFound) for answer in answers[1:])
     assert found._reads_begun - begun == 2, "those who came during a read share the next one"
+
+
+async def test_members_of_many_tablets_are_asked_once_and_after_the_question() -> None:
+    """Rule R18: an answer that began before the mark was set would say nothing."""
+    asked: list[str] = []
+    tasks: list[Any] = []
+
+    async def ask_peer(name: str, _path: str) -> dict[str, Any]:
+        asked.append(name)
+        return {"copies": {"1": {"promised": 4}, "2": {"promised": 3}}}
+
+    node: Any = SimpleNamespace(name="n1", spawn=lambda work: tasks.append(asyncio.ensure_future(work)))
+    reporter = Reporter(node, ask_peer)
+    answers = await asyncio.gather(*(reporter.has_stopped("n2", tablet, 4) for tablet in (1, 2, 3)))
+    assert (answers, asked) == ([True, False, True], ["n2"])
+    assert await reporter.has_stopped("n2", 1, 4)
+    assert asked == ["n2", "n2"]

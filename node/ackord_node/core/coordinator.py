@@ -102,12 +102,12 @@ class Coordinator:
 
     def may_answer(self, now: float) -> bool:
         """Rules R5, R8 and R7b: reads, negative answers and grants."""
-        return (
-            self.is_active
-            and self._s.commit >= self.start
-            and not self.membership.has_ended_reads
-            and self.authority() > now
-        )
+        return self._answers_until() > now
+
+    def _answers_until(self) -> float:
+        if self.is_active and self._s.commit >= self.start and not self.membership.has_ended_reads:
+            return self.authority()
+        return NEVER
 
     def _beacon(self, now: float) -> None:
         if self.membership.has_ended_reads:
@@ -179,11 +179,12 @@ class Coordinator:
     def _granted(self, p: Progress, member: Member, now: float) -> float:
         """Rule R6: for how long the member gets a lease, never longer than the authority; 0.0: it gets none."""
         timing = self._s.config.timing
-        if not self.membership.may_grant(member, p) or not self.may_answer(now):
+        until = self._answers_until()
+        if until <= now or not self.membership.may_grant(member, p):
             return 0.0
         if p.confirmed < self.start:
             return 0.0  # it shows first, in this epoch, that it holds what an in-sync copy must (R13)
-        seconds = min(timing.lease, self.authority() - now)
+        seconds = min(timing.lease, until - now)
         p.granted_incarnation = p.incarnation
         p.granted_raw = max(p.granted_raw, now + seconds)
         p.granted_until = max(p.granted_until, now + seconds * timing.scale)

@@ -34,7 +34,7 @@ SERVED_WAIT_S = 15.0  # create_table waits so long for its tablets to be served
 LEAVING_WAIT_S = 1.0  # ... and so long from when the node began to stop
 TRIES_COUNT = 10
 SERVED_LOOK_S = 0.02  # between two looks at them
-CREATED_AT_ONCE = 128  # descriptors that are asked for together
+AT_ONCE = 128  # descriptors that are written together
 NO_RECORD = -1  # the version of the record of a name that no table ever had
 
 
@@ -232,8 +232,8 @@ class Catalogue:
             tablet = table_id << TABLET_BITS | number
             tablets.append(TabletRange(tablet, start, end))
             newborns.append(Descriptor(tablet, 0, None, 0, frozenset(), order, self._min_in_sync, start, end))
-        for first in range(0, len(newborns), CREATED_AT_ONCE):
-            some = newborns[first : first + CREATED_AT_ONCE]
+        for first in range(0, len(newborns), AT_ONCE):
+            some = newborns[first : first + AT_ONCE]
             await asyncio.gather(*(self._record_newborn(name, newborn) for newborn in some))
         return TableDefinition(table_id, name, schema, tuple(tablets), options=options)
 
@@ -314,14 +314,18 @@ class Catalogue:
                 marked = packb(replace(definition, state="dropping").to_wire())
                 await self._coordination.update_table(name, marked, record.version)
             await self.refresh()
-            for tablet in definition.tablets:
-                before, epoch = await self._mark_dropped(tablet.id)
-                await self._wait_stopped(tablet.id, before, epoch)
+            for first in range(0, len(definition.tablets), AT_ONCE):
+                some = definition.tablets[first : first + AT_ONCE]
+                await asyncio.gather(*(self._stop(tablet.id) for tablet in some))
             # Authorities and leases of the old epochs end within L by their holders' clocks (R5, R6, R7).
             await asyncio.sleep(self._timing.promise)
             await self._delete(name, definition.id)
             await self.refresh()
             log.info("dropped table %s", name)
+
+    async def _stop(self, tablet: int) -> None:
+        before, epoch = await self._mark_dropped(tablet)
+        await self._wait_stopped(tablet, before, epoch)
 
     async def _mark_dropped(self, tablet: int) -> tuple[Descriptor | None, int]:
         """The descriptor that the mark replaced (the marked one, if it stood already), and the mark's epoch."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 LOCAL_STATUS_PATH = "/peer/v1/status"
 ASK_TIMEOUT_S = 1.0
 METRICS_S = 1.0
+SHARE_S = 0.01  # who asks for the same node's state within this time shares the answer
 
 
 class Reporter:
@@ -23,6 +24,7 @@ class Reporter:
         self._node = node
         self._ask_peer = ask_peer
         self._routing: tuple[int, dict[str, Any]] | None = None
+        self._asked: dict[str, asyncio.Future[dict[str, Any] | None]] = {}  # of nodes about to be asked
 
     def routing(self) -> dict[str, Any]:
         """The body of ``GET /v1/routing``."""
@@ -188,11 +190,24 @@ class Reporter:
 
     async def has_stopped(self, name: str, tablet: int, epoch: int) -> bool:
         """Whether the node's copy of a dropped tablet obeys the mark, or is gone."""
-        local = await self._of(name)
+        local = await self._shared(name)
         if local is None:
             return False
         copy = local["copies"].get(str(tablet))
         return copy is None or copy["promised"] >= epoch
+
+    async def _shared(self, name: str) -> dict[str, Any] | None:
+        """As ``_of``, asked once for all who want it at about the same time, and after the last of them did."""
+        answer = self._asked.get(name)
+        if answer is None:
+            answer = self._asked[name] = asyncio.get_running_loop().create_future()
+            self._node.spawn(self._ask_soon(name, answer))
+        return await asyncio.shield(answer)
+
+    async def _ask_soon(self, name: str, answer: asyncio.Future[dict[str, Any] | None]) -> None:
+        await asyncio.sleep(SHARE_S)
+        del self._asked[name]
+        answer.set_result(await self._of(name))
 
     async def _of(self, name: str) -> dict[str, Any] | None:
         if name == self._node.name:
