@@ -42,7 +42,9 @@ class Kept(Workload):
     keys_count = 3
 
     async def run(self, context: Context) -> None:
-        await super().run(replace(context, store=keeping(context.store), pause_s=min(context.pause_s, PAUSE_S)))
+        await super().run(
+            replace(context, store=keeping(context.store), pause_s=min(context.pause_s, PAUSE_S))
+        )
 
     async def step(self, recorder: Recorder, rng: random.Random, memory: dict[Any, Any]) -> None:
         key = self.key(rng.randrange(self.keys_count))
