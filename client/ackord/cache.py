@@ -142,6 +142,10 @@ class RowCache:
                 self._floors[encoded] = (max(before, version), now)
         self._forget_floors(now)
 
+    def clear(self) -> None:
+        for kept in list(self._kept.values()):
+            self._drop(kept)
+
     def _forget_floors(self, now: float) -> None:
         floors = self._floors
         while floors:

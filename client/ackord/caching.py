@@ -53,6 +53,11 @@ class Caching:
             cache = self._caches[table] = RowCache(options, lease_s_max)
         return cache
 
+    def close(self) -> None:
+        """Nothing is answered from memory any more."""
+        for cache in self._caches.values():
+            cache.clear()
+
     # ------------------------------------------------------------------------------- granted
 
     def granted(self, node: str, hold: Hold, raw: bytes | None, grant: list[Any], sent_at: float) -> None:

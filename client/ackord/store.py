@@ -141,6 +141,8 @@ class Store:
         if self._is_closed:
             return
         self._is_closed = True
+        if self._caching is not None:
+            self._caching.close()
         tasks: list[asyncio.Task[Any]] = list(self._confirming.values())
         if self._refreshing is not None:
             tasks.append(self._refreshing)

@@ -74,6 +74,17 @@ MUTANTS = [
     ),
     mutant(
         "R19",
+        "suspect_copy_forgets_holders",
+        UNIT + "a_suspect_copy_may_have_lost_its_record_and_waits_anyway",
+        (
+            STATE,
+            "TabletState.__init__",
+            "longest_ms(self.holders) if meta.suspect else self.hold_ms",
+            "self.hold_ms",
+        ),
+    ),
+    mutant(
+        "R19",
         "granted_before_recorded",
         SCENARIO + "nothing_is_granted_before_a_later_run_could_know_of_it",
         (HOLDING, "Holding.is_recorded", "s.hold_ms_durable", "s.hold_ms"),
@@ -125,7 +136,7 @@ MUTANTS = [
         "joins_beside_the_coordinators_holders",
         UNIT_MEMBERS
         + "nobody_joins_without_a_promise_that_covers_the_leases_of_the_coordinators_own_clients",
-        (MEMBERSHIP, "Membership._learner", "max(outstanding, s.holders.latest_raw)", "outstanding"),
+        (MEMBERSHIP, "Membership._learner", "outstanding, s.holders.latest_raw)", "outstanding)"),
     ),
     mutant(
         "R19",

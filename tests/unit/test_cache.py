@@ -15,6 +15,7 @@ from ackord.holding import Hold, HoldGroup, KeepGroup
 from ackord.wire.limits import Limits
 from ackord.wire.messages import OP_HOLD, OP_KEEP, WHOLE_GROUP, join_row
 from ackord.wire.values import encode_columns
+from ackord_node.server.groups import GroupChecker
 
 LEASE_S = 0.3
 
@@ -315,3 +316,24 @@ def test_the_loop_gets_a_turn_now_and_then() -> None:
 def test_a_cached_get_takes_what_a_get_takes() -> None:
     cached, plain = (inspect.signature(kind.get) for kind in (CachedTable, ackord.Table))
     assert cached == plain
+
+
+def test_after_the_store_is_closed_nothing_is_answered() -> None:
+    d = Desk()
+    d.ask("a").unwrapped("n1", None, [[raw(1), [5, 0.3, 9]]])
+    d.caching.close()
+    assert not d.cache.names and d.cache.stats.bytes == 0
+
+
+def test_nodes_check_what_a_client_says_of_its_rows() -> None:
+    check = GroupChecker(Limits()).check
+    assert check([1, OP_HOLD, 7, [b"a", b"b"]]) == 2 and check([1, OP_KEEP, 7, 5, 0]) == 1
+    for wrong in (
+        [1, OP_HOLD, 7],
+        [1, OP_HOLD, 7, ["a"]],
+        [1, OP_KEEP, 7, 5],
+        [1, OP_KEEP, 7, -1, 0],
+        [1, OP_KEEP, 7, 5, b""],
+    ):
+        with pytest.raises(ackord.InvalidRequest):
+            check(wrong)

@@ -10,11 +10,13 @@ import pytest
 from ackord.wire.limits import Limits
 from ackord.wire.messages import join_row
 from ackord.wire.values import encode_columns
+from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.effects import Tell
 from ackord_node.core.holders import FOREVER, Hold, Holders, longest_hold
 from ackord_node.core.log import Entry
 from ackord_node.core.types import Timing
-from tests.support.core_hand import serving
+from tests.support.core_hand import COPIES, serving
+from tests.support.core_hand import Hand as Core
 
 TIMING = Timing(drift_max=0.1)
 LIMITS = Limits(cache_lease_ms=300, cached_rows_count=8)
@@ -272,3 +274,13 @@ def test_no_row_is_kept_that_a_pending_reading_of_the_clock_hides() -> None:
     clock.at_end = 1500
     assert not holding.keeps(b"a", row)
     assert holding.keeps(b"a", ROW) and holding.keeps(b"a", None)
+
+
+def test_a_suspect_copy_may_have_lost_its_record_and_waits_anyway() -> None:
+    for meta, waits in (
+        (CopyMeta(COPIES["n1"], promised=3), False),
+        (CopyMeta(COPIES["n1"], promised=3, suspect=True), True),
+        (CopyMeta(COPIES["n1"], promised=3, hold_ms=300), True),
+    ):
+        h = Core(meta=CopyMeta.decode(meta.encode()))
+        assert (h.r.state.holders.bound == 0) is waits

@@ -97,7 +97,8 @@ class CopyMeta:
             descriptor,
             version,
             rec,
-            *raw[13:],
+            raw[13] if len(raw) > 13 else 0,
+            raw[14] if len(raw) > 14 else 0,
         )
 
 

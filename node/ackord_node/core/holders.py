@@ -12,6 +12,7 @@ never answers delays a write by that much and no more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,11 @@ RECALL_PART = 4  # of a hold that is full one key in so many is called back
 def longest_hold(timing: Timing, limits: Limits) -> float:
     """A third of what a member has to confirm a write, so that a client that is frozen expels nobody."""
     return min(limits.cache_lease_ms / 1000, timing.confirm_timeout / 3, timing.lease)
+
+
+def longest_ms(holders: Holders) -> int:
+    """As it is recorded."""
+    return math.ceil(holders.longest * 1000)
 
 
 class Told:

@@ -6,11 +6,10 @@ authority has then waited out its holders too. A key that a pending entry touche
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from ackord_node.core.effects import HolderSaid, HoldsWanted, Reply, Responder
-from ackord_node.core.holders import NEVER, Hold
+from ackord_node.core.holders import NEVER, Hold, longest_ms
 from ackord_node.core.membership import Drain
 
 if TYPE_CHECKING:
@@ -35,16 +34,12 @@ class Holding:
     def is_recorded(self) -> bool:
         """A later run of the process finds on disk how long it must wait for clients of this one."""
         s = self._replica.state
-        return s.hold_ms_durable >= self._hold_ms
-
-    @property
-    def _hold_ms(self) -> int:
-        return math.ceil(self._replica.state.holders.longest * 1000)
+        return s.hold_ms_durable >= longest_ms(s.holders)
 
     def wanted(self, event: HoldsWanted, now: float) -> None:
         s = self._replica.state
-        if s.hold_ms < self._hold_ms:
-            s.hold_ms = self._hold_ms
+        if s.hold_ms < longest_ms(s.holders):
+            s.hold_ms = longest_ms(s.holders)
             s.want_meta()
 
     def _right_until(self, now: float) -> float:

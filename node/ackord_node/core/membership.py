@@ -218,7 +218,6 @@ class Membership:
         """A replica that rule R10 lets in beside ``rest``."""
         s = self._s
         outstanding = max((q.granted_raw for q in self._progress.values()), default=NEVER)
-        outstanding = max(outstanding, s.holders.latest_raw)  # rule R19: clients of this node hold until then
         for node in self.descriptor.replicas:
             p = self._progress.get(node)
             if p is None or p.copy_id is None or any(x.node == node for x in rest):
@@ -230,7 +229,9 @@ class Membership:
             if not wants or p.probing or now < p.rejoin_at:
                 continue
             has_log = p.confirmed >= max(s.commit, self._start)
-            if has_log and p.authority >= max(now, outstanding):
+            if has_log and p.authority >= max(
+                now, outstanding, s.holders.latest_raw
+            ):  # R19: this node's clients
                 return learner
         return None
 

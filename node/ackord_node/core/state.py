@@ -18,7 +18,7 @@ from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.effects import Effect, Note, Persist, ReleaseLock, Send, TabletBatch
 from ackord_node.core.expiry import TabletClock
 from ackord_node.core.history import Moment, Recent, Retention, split_history_key
-from ackord_node.core.holders import Holders
+from ackord_node.core.holders import Holders, longest_ms
 from ackord_node.core.log import Entry, Log
 from ackord_node.core.messages import Message
 from ackord_node.core.overlay import Overlay
@@ -91,7 +91,8 @@ class TabletState:
         # -- clients that keep rows (rule R19)
         self.holders = Holders(incarnation, config.timing, config.limits, lambda tell: self.out.append(tell))
         self.hold_ms = self.hold_ms_durable = 0 if copy.is_new else meta.hold_ms
-        self.holders.restarted(self.hold_ms, now)
+        # A store that lost something may have lost this record too.
+        self.holders.restarted(longest_ms(self.holders) if meta.suspect else self.hold_ms, now)
         # -- promises
         self.promised = self.promised_durable = meta.promised
         self.promise_until = now if copy.is_new else now + config.timing.promise  # rule R7: after a restart
