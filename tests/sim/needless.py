@@ -5,6 +5,8 @@ from __future__ import annotations
 _LEARNER = "core/membership.py:Membership._learner: "
 
 NEEDLESS: dict[str, str] = {
+    "core/replica.py:Replica.get_many: always if self.reads.shown_part is not None": "speed: what is not shown as it "
+    "is stored is looked at row by row",
     "core/replica.py:Replica.get_many: always if not unapplied.keys().isdisjoint(keys)": "speed: mostly no key is",
     "core/follower.py:Follower._answer: without `self.leader is None` in "
     "`not self._epoch_is_durable or self.leader is None`": "types: without a leader there is nothing to say",

@@ -48,7 +48,7 @@ class Reads:
         """The row as readers see it: none if it has expired as of the commit point (rule R20), and of columns with
         several cells the newest."""
         clock = self._s.clock
-        if row is None or (clock.at_commit and clock.hides(row, clock.at_commit)):
+        if row is None or clock.hides(row, clock.at_commit):
             return None
         return plain_row(row) if self._s.options.has_cells else row
 
@@ -70,7 +70,7 @@ class Reads:
     def newest_row(self, key: bytes) -> bytes | None:
         """The row as of the log's end: what a write is judged on."""
         row, clock = self.stored_row(key), self._s.clock
-        if row is not None and clock.at_end and clock.hides(row, clock.at_end):
+        if row is not None and clock.hides(row, clock.at_end):
             return None
         return row
 
@@ -98,9 +98,7 @@ class Reads:
                 if start <= key and (end is None or key < end):
                     changed[key] = newest[1]
         found = {
-            key: row
-            for key, row in changed.items()
-            if row is not None and not (clock_ms and clock.hides(row, clock_ms))
+            key: row for key, row in changed.items() if row is not None and not clock.hides(row, clock_ms)
         }
         exhausted, looked_count, looked_bytes = False, 0, 0
         while not exhausted and len(found) <= rows_max:
@@ -113,7 +111,7 @@ class Reads:
             stored, exhausted = s.rows.range(start, end, rows_max + len(changed) + 1, bytes_max)
             for key, row in stored:
                 looked_bytes += len(row)
-                if key not in changed and not (clock_ms and clock.hides(row, clock_ms)):
+                if key not in changed and not clock.hides(row, clock_ms):
                     found[key] = row
             looked_count += len(stored)
             start = stored[-1][0] + b"\0" if stored else start
