@@ -35,7 +35,7 @@ async def caller(table: ackord.CachedTable, keys: list[str], until: float) -> in
 
 async def timed(table: ackord.CachedTable, keys: list[str]) -> list[int]:
     """Nanoseconds of single calls."""
-    taken = []
+    taken: list[int] = []
     get, clock = table.get, time.perf_counter_ns
     while len(taken) < SAMPLES_COUNT:
         for key in keys:
