@@ -34,7 +34,7 @@ class KeepingStore:
 
 
 def keeping(store: Any) -> StoreLike:
-    return KeepingStore(store)  # type: ignore[return-value]
+    return KeepingStore(store)
 
 
 class Kept(Workload):

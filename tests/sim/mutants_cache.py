@@ -136,7 +136,7 @@ MUTANTS = [
         "joins_beside_the_coordinators_holders",
         UNIT_MEMBERS
         + "nobody_joins_without_a_promise_that_covers_the_leases_of_the_coordinators_own_clients",
-        (MEMBERSHIP, "Membership._learner", "outstanding, s.holders.latest_raw)", "outstanding)"),
+        (MEMBERSHIP, "Membership._learner", "max(outstanding, s.holders.latest_raw)", "outstanding"),
     ),
     mutant(
         "R19",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from ackord.cache import CacheOptions, Kept
@@ -87,7 +88,7 @@ class Stream:
             sent = group.encode(self._rid)
             c, keeper = self._keeper.c, self._keeper
             self._there = max(c.now + keeper.delay(), self._there + 1e-6)
-            c.at(self._there - c.now, lambda sent=sent: self._arrive(sent))
+            c.at(self._there - c.now, partial(self._arrive, sent))
 
     def _arrive(self, sent: list[Any]) -> None:
         node, c = self._node, self._keeper.c
@@ -195,6 +196,9 @@ class Keeper:
             stream = self.streams[name] = Stream(self, node)
         return stream
 
+    def _ended(self, name: str) -> None:
+        self.streams.pop(name, None)
+
     def reconnect(self, name: str) -> None:
         """Its end of the stream is closed, and another one opened; the node's end stays until it notices."""
         stream = self.streams.pop(name, None)
@@ -289,7 +293,7 @@ class Keeper:
         choice = self.rng.random()
         if choice < 0.3:
             stream.is_cut = True
-            self.c.at(self.rng.expovariate(1.0), lambda: self.streams.pop(stream.name, None))
+            self.c.at(self.rng.expovariate(1.0), partial(self._ended, stream.name))
         elif choice < 0.6:
             self.reconnect(stream.name)
         else:

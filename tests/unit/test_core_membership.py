@@ -357,7 +357,7 @@ def test_nobody_joins_without_a_promise_that_covers_the_leases_of_the_coordinato
     h.promise("n2")
     holders = h.r.state.holders
     holders.longest = TIMING.lease
-    granted = holders.grant("somebody", h.c.authority(), h.now)  # type: ignore[arg-type]
+    granted = holders.grant("somebody", h.c.authority(), h.now)
     assert granted is not None and granted[1] > TIMING.lease - 0.05
     h.confirm("n3", 0)
     assert proposed(h) is None, "n3's promise ends before the client's lease"
@@ -371,7 +371,7 @@ def test_a_hand_over_waits_for_the_coordinators_own_clients() -> None:
     """Rules R7b and R19: the successor would take over while they still answer."""
     h = serving(*NODES)
     h.promise("n2", "n3")
-    granted = h.r.state.holders.grant("somebody", h.c.authority(), h.now)  # type: ignore[arg-type]
+    granted = h.r.state.holders.grant("somebody", h.c.authority(), h.now)
     assert granted is not None
     h.do(e.HandOver("n2"))
     h.tick()

@@ -107,7 +107,7 @@ class Holders:
 
     @property
     def latest_raw(self) -> float:
-        return max((hold.raw for hold in self._holds.values()), default=NEVER)
+        return max((hold.raw for hold in self._holds.values()), default=NEVER) if self._holds else NEVER
 
     @property
     def counts(self) -> tuple[int, int]:

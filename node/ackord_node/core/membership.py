@@ -215,9 +215,11 @@ class Membership:
         return self.in_sync | {learner} if learner is not None else None
 
     def _learner(self, now: float, rest: frozenset[Member]) -> Member | None:
-        """A replica that rule R10 lets in beside ``rest``."""
+        """A replica that rule R10 lets in beside ``rest``: its promise covers the leases of members and, by rule R19,
+        of this node's own clients."""
         s = self._s
         outstanding = max((q.granted_raw for q in self._progress.values()), default=NEVER)
+        outstanding = max(outstanding, s.holders.latest_raw)
         for node in self.descriptor.replicas:
             p = self._progress.get(node)
             if p is None or p.copy_id is None or any(x.node == node for x in rest):
@@ -229,9 +231,7 @@ class Membership:
             if not wants or p.probing or now < p.rejoin_at:
                 continue
             has_log = p.confirmed >= max(s.commit, self._start)
-            if has_log and p.authority >= max(
-                now, outstanding, s.holders.latest_raw
-            ):  # R19: this node's clients
+            if has_log and p.authority >= max(now, outstanding):
                 return learner
         return None
 
