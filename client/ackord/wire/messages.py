@@ -48,6 +48,9 @@ WIRE_VERSION: Final = 1
 WIRE_VERSION_OLDEST: Final = 1  # nodes accept clients from this one on
 
 STREAM_CONTENT_TYPE: Final = "application/x-ackord-stream"
+HELLO_ALONE_HEADER: Final = (
+    "Ackord-Hello-Alone"  # the client waits for the answer to its hello before it says more
+)
 MSGPACK_CONTENT_TYPE: Final = "application/msgpack"
 
 OP_GET: Final = 1

@@ -15,33 +15,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import socket
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import aiohttp
 from aiohttp import web
 
 from ackord.errors import Error, InvalidRequest, Unauthorized, Unavailable
 from ackord.wire.frames import FrameDecoder, encode_frame, packb
-from ackord.wire.messages import HELLO_REFUSED, STREAM_CONTENT_TYPE
+from ackord.wire.messages import HELLO_ALONE_HEADER, HELLO_REFUSED, STREAM_CONTENT_TYPE
+from ackord_node.adapters.peer_link import (
+    FRAME_BYTES_MAX,
+    HELLO_TIMEOUT_S,
+    PEER_PATH,
+    PEER_WIRE_VERSION,
+    PEER_WIRE_VERSION_OLDEST,
+    UP,
+    PeerLink,
+)
 from ackord_node.adapters.peer_queue import BULK_BYTES_MAX, URGENT_COUNT_MAX, PeerQueue
+from ackord_node.framing import TakenBody
 from ackord_node.ports import PeerListener
 
-PEER_PATH = "/peer/v1/stream"
-PEER_WIRE_VERSION = 1
-PEER_WIRE_VERSION_OLDEST = 1  # the version before, from version 2 on: peers of one step apart must work
-MESSAGE_BYTES_MAX = 32 * 1024 * 1024  # one message; a bigger one is dropped by the sender
-FRAME_BYTES_MAX = MESSAGE_BYTES_MAX + 64
-HELLO_TIMEOUT_S = 2.0
-BACKOFF_FIRST_S = 0.05
-BACKOFF_MAX_S = 0.5
-STABLE_S = 1.0  # a link that lived this long reconnects at once
-UNSENT_BYTES_MAX = 128 * 1024  # of the kernel's send queue: what a beacon may have to wait behind
 REFUSALS_LOGGED_MAX = 256  # remembered texts, since hellos come from anyone
-
-UP, DOWN, REFUSED = "up", "down", "refused"
 
 log = logging.getLogger("ackord.peers")
 
@@ -71,13 +67,12 @@ class HttpPeerTransport:
         self.cluster_id_is_known = asyncio.Event()
         self.is_closed = False
         self._links = {
-            peer: _Link(self, peer, address, PeerQueue(urgent_count_max, bulk_bytes_max))
+            peer: PeerLink(self, peer, address, PeerQueue(urgent_count_max, bulk_bytes_max))
             for peer, address in peers.items()
             if peer != name
         }
         self._accepted: dict[str, _Accepted] = {}
         self._refusals_logged: set[str] = set()
-        self._session: aiohttp.ClientSession | None = None
 
     def set_cluster_id(self, cluster_id: str) -> None:
         """Opens the gate: from now on links are made and accepted, within this cluster id only."""
@@ -87,13 +82,8 @@ class HttpPeerTransport:
     async def start(self, listener: PeerListener, incarnation: int) -> None:
         self.listener = listener
         self.incarnation = incarnation
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, socket_factory=_socket, force_close=True),
-            timeout=aiohttp.ClientTimeout(total=None, connect=HELLO_TIMEOUT_S),
-            trust_env=False,
-        )
         for link in self._links.values():
-            link.start(self._session)
+            link.start()
 
     async def close(self) -> None:
         """Ends every link of both directions; no callback comes after this was called."""
@@ -103,8 +93,6 @@ class HttpPeerTransport:
             stream.close()
         self._accepted.clear()
         await asyncio.gather(*(link.close() for link in self._links.values()))
-        if self._session is not None:
-            await self._session.close()
 
     def send(self, node: str, message: Any, urgent: bool = False) -> bool:
         link = self._links.get(node)
@@ -139,8 +127,7 @@ class HttpPeerTransport:
                 )
                 await response.write_eof()
                 return response
-            await response.write(encode_frame([frames[0][0], self.name, self.incarnation]))
-            await self._deliver(request, decoder, frames)
+            await self._deliver(request, response, decoder, frames)
         except (OSError, EOFError, ValueError, Error, aiohttp.ClientError, web.RequestPayloadError) as error:
             log.info("stream from %s ended: %s: %s", request.remote, type(error).__name__, error)
         finally:
@@ -148,32 +135,47 @@ class HttpPeerTransport:
                 request.transport.close()  # else aiohttp goes on reading what may never end
         return response
 
-    async def _deliver(self, request: web.Request, decoder: FrameDecoder, frames: list[Any]) -> None:
+    async def _deliver(
+        self, request: web.Request, response: web.StreamResponse, decoder: FrameDecoder, frames: list[Any]
+    ) -> None:
+        """The answer to the hello, then all that the peer sends, until the stream ends."""
         node, incarnation = frames[0][3], frames[0][5]
         stream = _Accepted(request.transport)
         replaced = self._accepted.get(node)
         if replaced is not None:
             replaced.close()  # the peer opened a new one: what is left of the old one must not mix with it
+
+        def take(data: bytes) -> None:
+            for frame in decoder.feed(data):
+                self._take(stream, node, incarnation, frame)
+
+        taken = TakenBody(take) if HELLO_ALONE_HEADER in request.headers else None
+        if taken is not None:
+            request.protocol.set_parser(cast(Any, taken))
         self._accepted[node] = stream
         self._links[node].hurry()
-        frames = frames[1:]
         try:
-            while True:
-                for frame in frames:
-                    if stream.is_closed or self.listener is None:
-                        return
-                    if not isinstance(frame, list):
-                        raise ValueError(f"a peer frame must be an array, not {type(frame).__name__}")
-                    self.listener.messages_received(node, incarnation, frame)
-                data = await request.content.readany()
-                if not data:
-                    return
-                frames = decoder.feed(data)
+            await response.write(encode_frame([frames[0][0], self.name, self.incarnation]))
+            for frame in frames[1:]:
+                self._take(stream, node, incarnation, frame)
+            if taken is not None:
+                await taken.ended
+                return
+            while not stream.is_closed and (data := await request.content.readany()):
+                take(data)
         except ValueError as error:
             log.warning("closing the stream of %s, which sent something wrong: %s", node, error)
         finally:
+            stream.is_closed = True
             if self._accepted.get(node) is stream:
                 del self._accepted[node]
+
+    def _take(self, stream: _Accepted, node: str, incarnation: int, frame: Any) -> None:
+        if stream.is_closed or self.listener is None:
+            return
+        if not isinstance(frame, list):
+            raise ValueError(f"a peer frame must be an array, not {type(frame).__name__}")
+        self.listener.messages_received(node, incarnation, frame)
 
     def _judge(self, hello: Any) -> Error | None:
         """Why this hello is refused, None if it is welcome."""
@@ -240,184 +242,6 @@ class _Accepted:
             self._transport.abort()
 
 
-class _Link:
-    """The sending half towards one peer: connects, says hello, sends what is queued, connects again."""
-
-    def __init__(self, owner: HttpPeerTransport, peer: str, address: str, queue: PeerQueue) -> None:
-        self._owner = owner
-        self._peer = peer
-        self._url = f"http://{address}{PEER_PATH}"
-        self.queue = queue
-        self.state: str | None = None  # None until the first attempt ended
-        self._session: aiohttp.ClientSession | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._wanted: asyncio.Future[None] | None = None  # set while the body waits for something to send
-        self._hurry = asyncio.Event()
-        self._up_since: float | None = None  # loop time, of this connection
-        self._wire = PEER_WIRE_VERSION
-        self._logged: str | None = None
-
-    def start(self, session: aiohttp.ClientSession) -> None:
-        self._session = session
-        self._task = asyncio.create_task(self._run(), name=f"peer-link-{self._peer}")
-        self._task.add_done_callback(_report)
-
-    async def close(self) -> None:
-        self.state = None
-        self.queue.clear()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    def hurry(self) -> None:
-        """The peer is known to live (it has just connected to this node): try now, not after the pause."""
-        self._hurry.set()
-
-    def send(self, packed: bytes, urgent: bool) -> bool:
-        if len(packed) > MESSAGE_BYTES_MAX:
-            log.error(
-                "dropped a message of %d bytes for %s: over %d", len(packed), self._peer, MESSAGE_BYTES_MAX
-            )
-            return False
-        queued = self.queue.push_urgent(packed) if urgent else self.queue.push_bulk(packed)
-        if self._wanted is not None:
-            if not self._wanted.done():
-                self._wanted.set_result(None)
-            self._wanted = None
-        return queued
-
-    # ------------------------------------------------------------------ life of the link
-
-    async def _run(self) -> None:
-        await self._owner.cluster_id_is_known.wait()
-        pause_s = 0.0
-        while True:
-            self._hurry.clear()
-            lived_s = await self._connect_once()
-            if lived_s >= STABLE_S:
-                pause_s = 0.0
-                continue
-            pause_s = min(max(BACKOFF_FIRST_S, pause_s * 2), BACKOFF_MAX_S)
-            try:
-                async with asyncio.timeout(pause_s * random.uniform(0.75, 1.25)):
-                    await self._hurry.wait()
-            except TimeoutError:
-                continue
-
-    async def _connect_once(self) -> float:
-        """One connection from the attempt to its end, whatever the end is; reports the state it leaves and
-        returns for how many seconds the link was up."""
-        state = DOWN
-        self._up_since = None
-        try:
-            await self._converse()
-        except aiohttp.ClientConnectorError as error:
-            if isinstance(error.os_error, ConnectionRefusedError):
-                state = REFUSED
-            self._log_once(f"cannot connect: {error.os_error}")
-        except Error as error:
-            self._log_once(f"refused: {error.message}")
-        except TimeoutError:
-            self._log_once(f"no answer within {HELLO_TIMEOUT_S} s")
-        except (OSError, EOFError, ValueError, aiohttp.ClientError) as error:
-            self._log_once(f"lost: {type(error).__name__}: {error}")
-        self._become(state)
-        return self._lived_s()
-
-    def _lived_s(self) -> float:
-        return 0.0 if self._up_since is None else asyncio.get_running_loop().time() - self._up_since
-
-    async def _converse(self) -> None:
-        assert self._session is not None
-        decoder = FrameDecoder(FRAME_BYTES_MAX)
-        welcome = asyncio.Event()
-        async with asyncio.timeout(HELLO_TIMEOUT_S) as deadline:
-            async with self._session.post(
-                self._url, data=self._body(welcome), headers={"Content-Type": STREAM_CONTENT_TYPE}
-            ) as response:
-                try:
-                    if response.status != 200:
-                        raise Unavailable(f"HTTP status {response.status}: is this the right address?")
-                    self._check_answer((await _first_frames(response.content, decoder))[0])
-                    deadline.reschedule(None)
-                    self._logged = None
-                    self.queue.clear()
-                    self._become(UP)
-                    welcome.set()
-                    while await response.content.readany():
-                        pass  # the acceptor says nothing more; the end of its answer ends the link
-                    raise EOFError("the peer closed the stream")
-                finally:
-                    response.close()
-
-    async def _body(self, welcome: asyncio.Event) -> AsyncIterator[bytes]:
-        """The request's body. aiohttp asks for the next piece only when the socket took the one before."""
-        owner = self._owner
-        yield encode_frame(
-            [
-                self._wire,
-                owner.cluster,
-                owner.cluster_id,
-                owner.name,
-                self._peer,
-                owner.incarnation,
-                owner.config_digest,
-            ]
-        )
-        await welcome.wait()
-        loop = asyncio.get_running_loop()
-        while True:
-            if not self.queue:
-                self._wanted = wanted = loop.create_future()
-                await wanted
-            data = self.queue.take()
-            if data:
-                yield data
-
-    def _check_answer(self, answer: Any) -> None:
-        """Raises what the peer refused with, or why its answer cannot be trusted."""
-        if not isinstance(answer, list) or len(answer) < 3 or not isinstance(answer[0], int):
-            raise InvalidRequest("the answer to the hello is malformed")
-        if answer[0] == HELLO_REFUSED:
-            detail = answer[3] if len(answer) > 3 and isinstance(answer[3], dict) else {}
-            offered = detail.get("wire")
-            if isinstance(offered, int) and PEER_WIRE_VERSION_OLDEST <= offered < self._wire:
-                self._wire = offered  # an older peer: speak its version from the next attempt on
-            raise Unavailable(str(answer[2]))
-        if answer[0] != self._wire or answer[1] != self._peer:
-            raise InvalidRequest(f"{self._url} answered as node {answer[1]!r} with wire version {answer[0]}")
-
-    def _become(self, state: str) -> None:
-        if state == self.state:
-            return
-        self.state = state
-        self._wanted = None
-        listener = self._owner.listener
-        if state == UP:
-            self._up_since = asyncio.get_running_loop().time()
-            log.info("link to %s is up", self._peer)
-        else:
-            self.queue.clear()
-        if listener is None:
-            return
-        if state == UP:
-            listener.peer_up(self._peer)
-        else:
-            listener.peer_down(self._peer, state == REFUSED)
-
-    def _log_once(self, text: str) -> None:
-        """Each reason once, not at each attempt; a link that came up starts anew."""
-        if text != self._logged:
-            self._logged = text
-            log.warning("link to %s (%s) %s", self._peer, self._url, text)
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    """A link's task ends only by cancellation; anything else is a bug (of a callback), to be seen."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        task.get_loop().call_exception_handler({"message": f"{task.get_name()} failed", "exception": error})
-
-
 async def _first_frames(content: aiohttp.StreamReader, decoder: FrameDecoder) -> list[Any]:
     while True:
         data = await content.readany()
@@ -428,11 +252,4 @@ async def _first_frames(content: aiohttp.StreamReader, decoder: FrameDecoder) ->
             return frames
 
 
-def _socket(address: Any) -> socket.socket:
-    """A socket whose kernel queue stays short, so that urgent frames do not wait behind much bulk."""
-    family, kind, protocol, _, _ = address
-    sock = socket.socket(family, kind, protocol)
-    not_sent_lowat = getattr(socket, "TCP_NOTSENT_LOWAT", None)
-    if not_sent_lowat is not None:
-        sock.setsockopt(socket.IPPROTO_TCP, not_sent_lowat, UNSENT_BYTES_MAX)
-    return sock
+__all__ = ["PEER_PATH", "PEER_WIRE_VERSION", "PEER_WIRE_VERSION_OLDEST", "HttpPeerTransport"]
