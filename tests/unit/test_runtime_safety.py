@@ -33,6 +33,7 @@ from ackord_node.runtime.identity import load_copy
 from ackord_node.runtime.node import Node
 from ackord_node.runtime.scan import Range, page
 from ackord_node.runtime.tablet_host import TabletHost
+from ackord_node.runtime.turn import Turn
 from tests.support.core_hand import NODES, TABLET, Hand, descriptor, entries, entry
 
 
@@ -193,6 +194,7 @@ class Around:
         self.engine: Any = engine
         self.coordination: Any = None
         self.committer: Any = self
+        self.turn = Turn()
         self.crashes: list[str] = []
         self.wanted = 0
 
