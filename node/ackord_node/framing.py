@@ -66,7 +66,7 @@ class ChunkDecoder:
 
 
 def _length(line: bytes) -> int:
-    if not line.isalnum():  # int() takes signs and underscores too
+    if line.strip(b"0123456789abcdefABCDEF"):  # int() takes signs, prefixes and underscores too
         raise ValueError("the body is not chunked: a chunk's length is not hexadecimal")
     return int(line, 16)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 
 from ackord.wire.frames import FrameDecoder, encode_frame
 from ackord_node.adapters.peer_queue import BULK_FRAME_BYTES, PeerQueue
@@ -241,6 +242,23 @@ async def test_http_refuses_while_the_cluster_id_is_unknown_and_then_links(http:
     assert heard.links == []
     one.set_cluster_id(CLUSTER_ID)
     await eventually(lambda: one.is_up("n2") and two.is_up("n1"), within_s=2.0)
+
+
+def test_http_links_come_up_on_the_event_loop_of_a_real_node() -> None:
+    """The other tests run on asyncio's own loop, a node on uvloop, whose transports are of another kind."""
+
+    async def converse() -> None:
+        http = HttpRig(100, BULK_BYTES_MAX)
+        one, _ = await http.start("n1")
+        _, heard = await http.start("n2")
+        await eventually(lambda: one.is_up("n2"))
+        for number in range(15):
+            assert one.send("n2", [number, b"x" * 65_000])
+        await eventually(lambda: len(heard.messages("n1")) == 15)
+        assert [message[0] for message in heard.messages("n1")] == list(range(15))
+        await http.close()
+
+    uvloop.run(converse())
 
 
 async def test_http_urgent_does_not_wait_behind_bulk(http: HttpRig) -> None:

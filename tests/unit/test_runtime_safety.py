@@ -37,6 +37,7 @@ from ackord_node.runtime.node import Node
 from ackord_node.runtime.scan import Range, Selection, count, page
 from ackord_node.runtime.status import Reporter
 from ackord_node.runtime.tablet_host import TabletHost
+from ackord_node.runtime.turn import Turn
 from tests.support.core_hand import (
     COPIES,
     INCARNATIONS,
@@ -207,6 +208,7 @@ class Around:
         self.engine: Any = engine
         self.coordination: Any = None
         self.committer: Any = self
+        self.turn = Turn()
         self.crashes: list[str] = []
         self.wanted = 0
 

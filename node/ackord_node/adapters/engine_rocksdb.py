@@ -405,11 +405,14 @@ def _encoded(batch: Batch, changes: LogChanges, handles: dict[str, ColumnFamily]
     for tablet, index, record in batch.log:
         encoded.put(log_key(tablet, index), record, log)
     for space, records in ((rows, batch.rows), (requests, batch.requests)):
+        last, prefix = -1, b""
         for tablet, key, value in records:
+            if tablet != last:  # rows of one tablet follow each other
+                last, prefix = tablet, tablet_key(tablet)
             if value is None:
-                encoded.delete(tablet_key(tablet) + key, space)
+                encoded.delete(prefix + key, space)
             else:
-                encoded.put(tablet_key(tablet) + key, value, space)
+                encoded.put(prefix + key, value, space)
     for tablet, key, version, row in batch.history:
         encoded.put(tablet_key(tablet) + history_key(key, version, row is None), row or b"", history)
     for tablet, key, version, is_deletion in batch.history_drop:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import socket
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from ackord.errors import Error, InvalidRequest, Unavailable
 from ackord.wire.frames import FrameDecoder, encode_frame
@@ -66,9 +66,8 @@ class Conversation(asyncio.Protocol):
         self._frames = FrameDecoder(FRAME_BYTES_MAX)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(high=0)  # what the kernel does not take stays in the queue
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+        self.transport.set_write_buffer_limits(high=0)  # what the kernel does not take stays in the queue
 
     def data_received(self, data: bytes) -> None:
         if self.answer.done():

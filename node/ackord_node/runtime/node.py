@@ -36,6 +36,7 @@ from ackord_node.runtime.service import Respond
 from ackord_node.runtime.settings import NodeSettings
 from ackord_node.runtime.status import Reporter
 from ackord_node.runtime.tablet_host import EngineRows, TabletHost
+from ackord_node.runtime.turn import Turn
 
 log = logging.getLogger("ackord.node")
 
@@ -100,7 +101,7 @@ class Node:
         self._facts = facts
         self._core_config = CoreConfig(settings.timing, settings.log_limits, settings.limits)
         self._metas: dict[int, bytes] = {}
-        self._dirty_hosts: dict[TabletHost, None] = {}  # in the order of their writes
+        self.turn = Turn()
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._coordination_up = False
         self._coordination_event = asyncio.Event()
@@ -418,16 +419,14 @@ class Node:
             respond([rid, WHOLE_GROUP, self._no_tablet(tablet)])
         elif op == OP_WRITE:
             host.write(group, respond)
-            self._dirty_hosts[host] = None
+            self.turn.add(host)
+            self.wake(host)
         elif not take_read(host, group, respond):
             error = InvalidRequest(f"unknown operation {op}", field="op", value=op)
             respond([rid, WHOLE_GROUP, error_to_wire(error)])
 
     def flush(self) -> None:
-        dirty, self._dirty_hosts = self._dirty_hosts, {}
-        for host in dirty:
-            host.flush()
-            self.wake(host)
+        self.turn.end()
 
     def _no_tablet(self, tablet: int) -> list[Any]:
         detail: dict[str, Any] = {}

@@ -38,6 +38,7 @@ from ackord_node.runtime.requests import Deferred, Request, Subset, groups_count
 from ackord_node.runtime.scan import Range, Selection, count, page
 from ackord_node.runtime.service import Respond
 from ackord_node.runtime.snapshots import Snapshots
+from ackord_node.runtime.turn import Turn
 from ackord_node.runtime.version_reads import VersionReads
 
 PIPELINE_ENTRIES = 1  # entries under way before writes are gathered
@@ -61,6 +62,7 @@ class Surroundings(Protocol):
     engine: Engine
     coordination: Coordination
     committer: Committer
+    turn: Turn
 
     def send(self, node: str, message: Message, urgent: bool) -> None: ...
 
@@ -171,9 +173,9 @@ class TabletHost(Source):
         for effect in out:
             self._effects[type(effect)](effect)
         if not self._events:
-            if self._queued:
-                self._flush_writes()
-            if self.replica.has_announcement and not self._events:
+            if self._queued and not self._must_gather():
+                self._around.turn.want(self)  # what it appends carries the commit point
+            elif self.replica.has_announcement:
                 self._events.append(e.Announce())
 
     def _in_doubt(self, event: e.Writes) -> None:
@@ -403,21 +405,21 @@ class TabletHost(Source):
         return bad
 
     def flush(self) -> None:
-        if self._queued and not self._is_stepping:
-            self._flush_writes()
-
-    def _flush_writes(self) -> None:
-        s, c = self.replica.state, self.replica.coordinator
-        if self.replica.is_about_to_coordinate and self._clock.now() - self._queued_since < HOLD_S:
+        if not self._queued or self._is_stepping or self._must_gather():
             return
-        is_full = c is not None and s.log.end - s.commit >= PIPELINE_ENTRIES
-        if is_full and c is not None and c.membership.write_refusal() is None:
+        if self.replica.is_about_to_coordinate and self._clock.now() - self._queued_since < HOLD_S:
             return
         count = groups_count(self._queued, STEP_OPS_COUNT)
         groups, self._queued = self._queued[:count], self._queued[count:]
         self._queued_count -= sum(len(group.ops) for group in groups)
         self._queued_since = self._clock.now()  # of those that are left: something moves
         self.feed(e.Writes(groups, self._clock.wall_ms()))
+
+    def _must_gather(self) -> bool:
+        s, c = self.replica.state, self.replica.coordinator
+        if c is None or s.log.end - s.commit < PIPELINE_ENTRIES:
+            return False
+        return c.membership.write_refusal() is None
 
     def elsewhere(self, reason: str) -> list[Any]:
         """Certainly not done here: who may do it, as far as this node knows."""
