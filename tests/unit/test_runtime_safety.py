@@ -279,7 +279,7 @@ def test_a_closed_host_stores_nothing_more() -> None:
     assert host.take_batch() is None
 
 
-def test_a_flood_of_writes_is_taken_on_in_steps_that_do_not_hold_up_the_event_loop() -> None:
+async def test_a_flood_of_writes_is_taken_on_in_steps_that_do_not_hold_up_the_event_loop() -> None:
     """All of it, in order, as entries of bounded size; the later ones wait for the earlier ones' commit."""
     h = serving()
     host, _ = hosting(h)
@@ -308,6 +308,7 @@ def test_a_flood_of_writes_is_taken_on_in_steps_that_do_not_hold_up_the_event_lo
         for node in ("n2", "n3"):
             confirmed = [m.CONFIRM, TABLET, h.epoch, COPIES[node], h.r.state.log.end]
             host.feed(e.Received(node, INCARNATIONS[node], confirmed))
+        await asyncio.sleep(0)  # the turn ends
     assert steps == [[1000, 1000], [3000], [5]]
     assert h.r.state.log.end - begun == 3 == h.r.state.commit - begun
     assert sum(len(answer[2]) for answer in answers) == 5005
@@ -454,7 +455,7 @@ async def test_a_create_that_waits_for_copies_does_not_hold_up_a_planned_stop() 
     assert not again.done(), "its coordinator may still come"
     now.seconds += 1.1
     async with asyncio.timeout(5):
-        with pytest.raises(Unavailable, match="stands, but not all of its tablets are served") as caught:
+        with pytest.raises(OutcomeUnknown, match="stands, but not all of its tablets are served") as caught:
             await again
     assert caught.value.retriable, "another node will tell"
 

@@ -26,6 +26,7 @@ from ackord_node.ports import Clock, Coordination, CoordinationError, Engine, En
 from ackord_node.runtime.catalogue import Catalogue, TableRecord
 from ackord_node.runtime.clockwork import Clockwork
 from ackord_node.runtime.committer import Committer
+from ackord_node.runtime.engine_rows import EngineRows
 from ackord_node.runtime.engine_thread import EngineWorker
 from ackord_node.runtime.health import Health
 from ackord_node.runtime.identity import CoordinationEmptied, Facts, join_cluster, load_copy
@@ -35,7 +36,7 @@ from ackord_node.runtime.recovery import Recovery
 from ackord_node.runtime.service import Respond
 from ackord_node.runtime.settings import NodeSettings
 from ackord_node.runtime.status import Reporter
-from ackord_node.runtime.tablet_host import EngineRows, TabletHost
+from ackord_node.runtime.tablet_host import TabletHost
 from ackord_node.runtime.turn import Turn
 
 log = logging.getLogger("ackord.node")

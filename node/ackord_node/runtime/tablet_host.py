@@ -16,7 +16,6 @@ from ackord.errors import Error, InvalidRequest, OutcomeUnknown, Unavailable
 from ackord.wire.keys import KeySchema
 from ackord.wire.messages import KIND_PUT_AUTO, KIND_TRANSACTION, WHOLE_GROUP, error_to_wire
 from ackord_node.core import effects as e
-from ackord_node.core.history import Moment
 from ackord_node.core.log import Entry, RecordCorrupt
 from ackord_node.core.messages import Message
 from ackord_node.core.replica import READ_WAIT_S, Replica
@@ -75,34 +74,6 @@ class Surroundings(Protocol):
     def tablet_changed(self, host: TabletHost) -> None: ...
 
     def wake(self, host: TabletHost) -> None: ...
-
-
-class EngineRows:
-    """The tablet's stored rows, as the core reads them."""
-
-    def __init__(self, engine: Engine, tablet: int) -> None:
-        self._get, self._get_many, self._tablet = engine.get, engine.get_many, tablet
-        self._engine = engine
-
-    def get(self, key: bytes) -> bytes | None:
-        return self._get(self._tablet, key)
-
-    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        return self._get_many(self._tablet, keys)
-
-    def range(
-        self, start: bytes, end: bytes | None, count_max: int, bytes_max: int
-    ) -> tuple[list[tuple[bytes, bytes]], bool]:
-        return self._engine.scan(self._tablet, start, end, False, count_max, bytes_max)
-
-    def history(self, key: bytes, version_max: int, count_max: int) -> list[tuple[int, bytes | None]]:
-        return self._engine.history(self._tablet, key, version_max, count_max)
-
-    def moment(self, key: bytes, as_of: int, count_max: int) -> Moment:
-        found, _ = self._engine.history_scan(
-            self._tablet, key, key + b"\0", False, as_of, count_max, 1, GET_BYTES_MAX
-        )
-        return found[0] if found else Moment(key, [], None, None, None)
 
 
 class TabletHost(Source):
