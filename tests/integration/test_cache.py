@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -10,6 +11,10 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 import ackord
+from tests.sim.cached import Kept
+from tests.sim.history import History
+from tests.sim.oracles import check_history
+from tests.sim.workload import Context, create_load_table, read_final
 from tests.support.cluster import RealCluster
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("cluster")]
@@ -107,3 +112,43 @@ async def test_a_client_that_does_not_answer_delays_a_write_by_its_lease_and_exp
     assert 0.1 < max(delays) < 0.9, delays
     for tablet in (await store.status())["tables"][table.name]["tablets"]:
         assert len(tablet["in_sync"]) == 3
+
+
+async def test_reads_from_memory_are_linearizable_while_nodes_are_killed_and_paused(
+    cluster: RealCluster, store: ackord.Store
+) -> None:
+    history, is_over = History(), False
+    now = asyncio.get_running_loop().time
+
+    def context(client: str, store: ackord.Store) -> Context:
+        return Context(
+            client, store, history, random.Random(client), now, lambda: is_over, timeout_s=10.0, pause_s=0.02
+        )
+
+    assert await create_load_table(context("setup", store))
+    async with (
+        ackord.connect(cluster.urls, reads="round_robin") as second,
+        ackord.connect(cluster.urls, reads="coordinator") as third,
+    ):
+        stores = [store, second, third]
+        clients = [
+            asyncio.create_task(Kept("load", 6).run(context(f"c{at}", one))) for at, one in enumerate(stores)
+        ]
+        for name in ("n1", "n3"):
+            await asyncio.sleep(1.5)
+            cluster[name].kill()
+            await asyncio.to_thread(cluster[name].wait_exit)
+            await asyncio.sleep(0.1)
+            cluster[name].start()
+            await asyncio.sleep(1.5)
+            cluster["n2"].pause()
+            await asyncio.sleep(0.7)
+            cluster["n2"].resume()
+        await asyncio.sleep(1.5)
+        is_over = True
+        await asyncio.gather(*clients)
+        hits = sum(one.table("load", cache=True).stats.hits for one in stores)
+    await read_final(context("final", store))
+    history.close(now())
+    assert check_history(history) == []
+    assert hits > 200, "rows came from memory"

@@ -167,6 +167,7 @@ def test_runs_of_a_restarted_copy_are_those_of_its_entries() -> None:
 def test_a_suspect_copy_confirms_only_once_refilled_and_once_it_knows_its_promise() -> None:
     """Rule R13: before it has read the descriptor, it may be obeying a coordinator that it had helped to replace."""
     r = replica(CopyMeta(2, promised=2, suspect=True), [entry(1, 2)])
+    r.step(e.Tick(), 0.9)  # what its clients may have kept is over (R19)
     beacon = e.Received("n1", 11, [m.BEACON, TABLET, 2, 0.5, 2, 2, -1.0, 0.0, 0, 0])
     r.step(beacon, 1.0)
     r.step(append(2, 1, 2, 1, [entry(2, 2)]), 1.0)
