@@ -35,12 +35,10 @@ from ackord.routing import (
 from ackord.row import Row
 from ackord.transport import Cancellable, Environment, Transport
 from ackord.wire.messages import (
+    CALL_OPS,
     OP_AS_OF,
-    OP_COUNT,
     OP_GET,
     OP_HOLD,
-    OP_SCAN,
-    OP_SCAN_AS_OF,
     OP_SELECT,
     OP_WRITE,
     WHOLE_GROUP,
@@ -48,7 +46,6 @@ from ackord.wire.messages import (
     is_error,
 )
 
-OPS: Final = (OP_GET, OP_WRITE, OP_SCAN, OP_SELECT, OP_COUNT, OP_AS_OF, OP_SCAN_AS_OF, OP_HOLD)
 SWEEP_INTERVAL_S: Final = 0.25  # at most, while anything is under way
 GROUP_OPS_MAX: Final = 1_024
 
@@ -77,7 +74,7 @@ class Batcher:
         self._options = options
         self._up: dict[str, NodeLink] = {}
         self._suspect: set[str] = set()
-        self._pending: dict[int, dict[TabletRoute, list[Any]]] = {op: {} for op in OPS}
+        self._pending: dict[int, dict[TabletRoute, list[Any]]] = {op: {} for op in CALL_OPS}
         self.reads = Reads(self)
         self._parked: dict[Parked, None] = {}  # in order of arrival
         self._flush_timer: Cancellable | None = None
@@ -489,7 +486,7 @@ class Batcher:
                 parked.timer.cancel()
             unsent.extend(parked.ops)
         self._parked.clear()
-        self._pending = {op: {} for op in OPS}
+        self._pending = {op: {} for op in CALL_OPS}
         for link in self.links.values():
             sent.extend(op for group in link.inflight.values() for op in group.take_all())
             unsent.extend(op for group in link.backlog for op in group.take_all())

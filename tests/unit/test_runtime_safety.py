@@ -457,7 +457,9 @@ async def test_a_create_that_waits_for_copies_does_not_hold_up_a_planned_stop() 
     async with asyncio.timeout(5):
         with pytest.raises(OutcomeUnknown, match="stands, but not all of its tablets are served") as caught:
             await again
-    assert caught.value.retriable, "another node will tell"
+    assert caught.value.detail["reason"] == "not_served", (
+        "another node will tell: the SDK asks it under the same fence"
+    )
 
 
 async def _newborn(found: Catalogue, tables_count: int = 1) -> int:

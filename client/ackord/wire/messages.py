@@ -73,6 +73,16 @@ OP_CELLS: Final = 18
 OP_SCAN_AS_OF: Final = 19
 OP_HOLD: Final = 32
 OP_KEEP: Final = 33
+CALL_OPS = (
+    OP_GET,
+    OP_WRITE,
+    OP_SCAN,
+    OP_SELECT,
+    OP_COUNT,
+    OP_AS_OF,
+    OP_SCAN_AS_OF,
+    OP_HOLD,
+)  # of single calls
 
 KIND_PUT: Final = 1
 KIND_UPDATE: Final = 2
