@@ -163,7 +163,7 @@ class NodeLink:
         size = 0
         while self.backlog and len(frame) < self._limits.frame_groups_count:
             group = self.backlog[0]
-            count = len(group.ops)
+            count = group.unanswered_count
             if self.inflight_count and self.inflight_count + count > self._inflight_ops_max:
                 break
             if frame and size + group.size > FRAME_BYTES_TARGET:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import ackord
+from ackord.reads import ReadGroup
 from ackord.wire.limits import DEFAULT_LIMITS
 from ackord.wire.messages import OP_GET, OP_WRITE
 from tests.support.fake_node import (
@@ -562,3 +563,16 @@ async def test_a_group_of_which_some_expired_before_it_left_is_sent_without_them
             assert await asyncio.gather(*held) == [1, 2, 3, 4]
             await asyncio.gather(*waiting[1::2])
         assert store.batcher.open_count == 0
+
+
+async def test_reads_that_go_well_never_become_operations(
+    table: ackord.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwanted(self: ReadGroup) -> None:
+        raise AssertionError("an object for each read")
+
+    await table.put(("a", 1), {"n": 1})
+    monkeypatch.setattr(ReadGroup, "ops", property(unwanted))
+    rows = await asyncio.gather(*(table.get(("a", n)) for n in range(3)))
+    assert [row and dict(row) for row in rows] == [None, {"n": 1}, None]
+    assert await table.get_many([("z", 9), ("a", 1)]) == [None, rows[1]]
