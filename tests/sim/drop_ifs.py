@@ -33,6 +33,7 @@ SUITES = [
     "tests/scenario",
     "tests/property/test_requests.py",
     "tests/property/test_retention.py",
+    "tests/property/test_transactions.py",
 ]
 WALK_FIRST_SEED = 5000
 

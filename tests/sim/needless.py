@@ -5,6 +5,10 @@ from __future__ import annotations
 _LEARNER = "core/membership.py:Membership._learner: "
 
 NEEDLESS: dict[str, str] = {
+    "core/requests.py:ClientRecord.prune: always if self.returned_bytes": "speed: there is nothing to add up",
+    "core/transactions.py:Transactions.check: without `body[:1] == OWN_MARK` in "
+    "`body is not None and body[:1] == OWN_MARK`": "speed: most bodies say nothing beside their columns",
+    "core/transactions.py:Transactions.judge: always if isinstance(error, Error)": "types: others have no detail",
     "core/replica.py:Replica.get_many: always if self.reads.shown_part is not None": "speed: what is not shown as it "
     "is stored is looked at row by row",
     "core/replica.py:Replica.get_many: always if not unapplied.keys().isdisjoint(keys)": "speed: mostly no key is",

@@ -8,7 +8,8 @@ import pytest
 
 from ackord.errors import InvalidRequest
 from ackord.wire.keys import KeySchema
-from ackord.wire.messages import COND_NONE, KIND_PUT, KIND_TRANSACTION
+from ackord.wire.frames import packb
+from ackord.wire.messages import COND_IF_VERSION, COND_NONE, KIND_PUT, KIND_TRANSACTION, row_columns
 from ackord_node.core import effects as e
 from ackord_node.core.transactions import misfit_of
 from tests.support.core_hand import WALL_MS, Asked, serving
@@ -41,3 +42,32 @@ def test_what_only_reads_is_as_new_as_what_was_judged_before_it() -> None:
     h.do(e.Writes([e.WriteGroup(asked, b"w2", 5, 1, [put, reader])], WALL_MS))
     commit(h)
     assert asked.answers[1] == asked.answers[0] == h.r.state.last_version
+
+
+def transaction(seq: int, *writes: list[Any]) -> list[Any]:
+    return [seq, KIND_TRANSACTION, b"k", [[], [], list(writes)], COND_NONE, None, 1]
+
+
+def put(key: bytes, body: bytes = b"\x80", condition: int = COND_NONE, value: int | None = None) -> list[Any]:
+    return [KIND_PUT, key, body, condition, value]
+
+
+def test_a_refused_transaction_leaves_what_was_pending_before_it() -> None:
+    h = serving()
+    h.write(key=b"ka")
+    before = h.r.state.overlay.pending[b"ka"]
+    asked: Any = Asked()
+    refused = transaction(2, put(b"ka", packb({"n": 2})), put(b"kb"), put(b"kc", b"\x80", COND_IF_VERSION, 7))
+    h.do(e.Writes([e.WriteGroup(asked, b"w2", 5, 1, [refused])], WALL_MS))
+    assert h.r.state.overlay.pending == {b"ka": before}
+
+
+def test_a_transaction_may_write_a_row_twice() -> None:
+    h = serving()
+    asked: Any = Asked()
+    twice = transaction(1, put(b"ka", packb({"n": 1})), put(b"ka", packb({"n": 2})))
+    h.do(e.Writes([e.WriteGroup(asked, b"w2", 5, 1, [twice])], WALL_MS))
+    commit(h)
+    assert type(asked.answers[0]) is int
+    row = h.r.reads.newest_row(b"ka")
+    assert row is not None and row_columns(row) == packb({"n": 2})

@@ -15,7 +15,7 @@ from ackord_node.core import effects as e
 from ackord_node.core import messages as m
 from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.log import Entry, RecordCorrupt
-from ackord_node.core.requests import ClientRecord
+from ackord_node.core.requests import RETURNED_SLACK_BYTES, ClientRecord
 from ackord_node.core.types import Descriptor, LogLimits, Member, Timing
 from tests.support.core_hand import (
     NODES,
@@ -251,6 +251,19 @@ def test_what_is_below_the_floor_is_stale() -> None:
     stale = h.write(seq=2, attempt=2)
     assert (refusing(stale), reason(stale)) == (OutcomeUnknown.code, "stale")
     assert isinstance(h.write(seq=3).answers.get(0), int)
+
+
+def test_returned_rows_below_the_floor_are_forgotten_once_they_take_room() -> None:
+    row = b"r" * (RETURNED_SLACK_BYTES // 4)
+    record = ClientRecord(5, floor=3, results={seq: [seq, row] for seq in range(1, 5)})
+    record.returned_bytes = 4 * len(row)
+    record.prune()
+    assert len(record.results) == 4, "as much as that may wait"
+    record.results[5] = [5, row]
+    record.returned_bytes += len(row)
+    record.prune()
+    assert list(record.results) == [3, 4, 5]
+    assert record.returned_bytes == record.pruned_bytes == 3 * len(row)
 
 
 def test_results_below_the_floor_are_forgotten_in_time() -> None:

@@ -52,7 +52,7 @@ class Transactions:
                 if body is not None and body[:1] == OWN_MARK:
                     single, extras = self._judging.split(single, version)
                 parts.append(Part(single, check_op(single, limits, schema), extras))
-                if kind == KIND_PUT_AUTO and key in numbered:
+                if key in numbered:
                     raise InvalidRequest(
                         "the rows of a transaction share one version, so it can number one row of each prefix",
                         field="key",
