@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ackord.errors import InvalidRequest
-from ackord.wire.keys import KeySchema
 from ackord.wire.frames import packb
+from ackord.wire.keys import KeySchema
 from ackord.wire.messages import COND_IF_VERSION, COND_NONE, KIND_PUT, KIND_TRANSACTION, row_columns
 from ackord_node.core import effects as e
 from ackord_node.core.transactions import misfit_of
