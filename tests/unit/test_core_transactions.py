@@ -8,8 +8,15 @@ import pytest
 
 from ackord.errors import InvalidRequest
 from ackord.wire.frames import packb
-from ackord.wire.keys import KeySchema
-from ackord.wire.messages import COND_IF_VERSION, COND_NONE, KIND_PUT, KIND_TRANSACTION, row_columns
+from ackord.wire.keys import KeySchema, after_prefix
+from ackord.wire.messages import (
+    COND_IF_VERSION,
+    COND_NONE,
+    KIND_PUT,
+    KIND_PUT_AUTO,
+    KIND_TRANSACTION,
+    row_columns,
+)
 from ackord_node.core import effects as e
 from ackord_node.core.transactions import misfit_of
 from tests.support.core_hand import WALL_MS, Asked, serving
@@ -29,6 +36,30 @@ def test_a_read_or_written_key_is_a_whole_key_of_the_partition(key: bytes) -> No
     assert (
         misfit_of(SCHEMA, OWN, [[[whole, None]], [], [[KIND_PUT, whole, b"\x80", COND_NONE, None]]]) is None
     )
+
+
+def test_a_read_range_lies_within_the_partition() -> None:
+    above = after_prefix(OWN)
+    assert above is not None
+    for start, end, fits in (
+        (OWN, above, True),
+        (OWN + b"a", OWN + b"b", True),
+        (OWN, None, False),
+        (OWN, above + b"\0", False),
+        (OWN[:-1], above, False),
+    ):
+        assert (misfit_of(SCHEMA, OWN, [[], [[start, end, 0, b""]], []]) is None) == fits
+
+
+def test_only_a_row_that_is_to_be_numbered_may_lack_its_last_column() -> None:
+    numbered = KeySchema((("customer", "str"), ("order", "auto")))
+    for schema, kind, fits in (
+        (numbered, KIND_PUT_AUTO, True),
+        (numbered, KIND_PUT, False),
+        (SCHEMA, KIND_PUT_AUTO, False),
+    ):
+        write = [kind, OWN, b"\x80", COND_NONE, None]
+        assert (misfit_of(schema, OWN, [[], [], [write]]) is None) == fits, (schema, kind)
 
 
 def test_what_only_reads_is_as_new_as_what_was_judged_before_it() -> None:
