@@ -14,7 +14,7 @@ import pytest
 from ackord.errors import InvalidRequest, Unauthorized, Unavailable
 from ackord.wire.frames import FrameDecoder, encode_frame
 from ackord.wire.limits import DEFAULT_LIMITS, Limits
-from ackord.wire.messages import STREAM_CONTENT_TYPE
+from ackord.wire.messages import STREAM_CONTENT_TYPE, TOLD
 from tests.support.fake_service import FakeService
 from tests.support.http_node import HttpNode, http_node
 from tests.support.transports import eventually
@@ -162,6 +162,20 @@ async def test_a_big_answer_is_split_and_complete(node: HttpNode, stream: Stream
             got.update(zip(indices, results, strict=True))
     assert got == {number: node.service.rows[keys[number]] for number in range(40)}
     assert stream.frames_count > 2
+
+
+async def test_what_a_holder_is_told_comes_whole_and_in_order_with_answers(
+    node: HttpNode, stream: Stream
+) -> None:
+    """Rule R19: after the answers that were decided before it, however many keys it names."""
+    node.service.hold = True
+    stream.send([1, 1, 4, [b"a"]])
+    await eventually(lambda: len(node.service.held) == 1)
+    respond = node.service.held[0][1]
+    told = [TOLD, [4, 77], [1, 9, [b"%05d" % number + b"k" * 995 for number in range(1_500)]]]
+    respond([1, None, [b"row"]])
+    respond(told)
+    assert await stream.answers(2) == [[1, None, [b"row"]], told]
 
 
 async def test_the_end_of_the_clients_half_still_gets_its_answers(node: HttpNode, stream: Stream) -> None:

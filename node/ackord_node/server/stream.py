@@ -339,8 +339,8 @@ class ClientStream:
 
     def _queue(self, entry: list[Any]) -> None:
         packed = packb(entry)
-        if len(packed) > ANSWER_BYTES and entry[1] != WHOLE_GROUP and len(entry[2]) > 1:
-            rid, indices, results = entry
+        rid, indices, results = entry
+        if len(packed) > ANSWER_BYTES and indices != WHOLE_GROUP and rid != TOLD and len(results) > 1:
             if indices is None:
                 indices = list(range(len(results)))
             half = len(results) // 2
