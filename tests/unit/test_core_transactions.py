@@ -102,3 +102,18 @@ def test_a_transaction_may_write_a_row_twice() -> None:
     assert type(asked.answers[0]) is int
     row = h.r.reads.newest_row(b"ka")
     assert row is not None and row_columns(row) == packb({"n": 2})
+
+
+def test_a_transaction_is_remembered_for_its_client_only() -> None:
+    h = serving()
+    begun = h.r.state.log.end
+    asked: list[Any] = []
+    for client in (b"", b"w"):
+        asked.append(Asked())
+        h.do(e.Writes([e.WriteGroup(asked[-1], client, 5, 1, [transaction(1, put(b"ka"))])], WALL_MS))
+    again: Any = Asked()
+    retry = [*transaction(1, put(b"ka"))[:6], 2]
+    h.do(e.Writes([e.WriteGroup(again, b"w", 5, 1, [retry])], WALL_MS))
+    commit(h)
+    assert again.answers == asked[1].answers != asked[0].answers
+    assert h.r.state.log.end - begun == 2

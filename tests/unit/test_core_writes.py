@@ -9,7 +9,7 @@ import pytest
 
 from ackord.errors import Conflict, InvalidRequest, OutcomeUnknown, Unavailable
 from ackord.wire.limits import Limits
-from ackord.wire.messages import COND_IF_ABSENT, KIND_DELETE, row_version
+from ackord.wire.messages import COND_IF_ABSENT, KIND_DELETE, RETURN_NEW, row_version
 from ackord.wire.values import encode_columns
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
@@ -264,6 +264,34 @@ def test_returned_rows_below_the_floor_are_forgotten_once_they_take_room() -> No
     record.prune()
     assert list(record.results) == [3, 4, 5]
     assert record.returned_bytes == record.pruned_bytes == 3 * len(row)
+
+
+def ask(h: Hand, client: bytes, *ops: list[Any]) -> Asked:
+    asked: Any = Asked()
+    h.do(e.Writes([e.WriteGroup(asked, client, 5, 0, list(ops))], WALL_MS))
+    return asked  # type: ignore[no-any-return]
+
+
+def test_only_writes_that_return_rows_are_refused_where_too_many_rows_wait_for_retries() -> None:
+    h = serving(limits=replace(Limits(), client_returned_bytes=100))
+    body = encode_columns({"v": "x" * 200})
+    first = ask(h, b"w", [1, 1, b"ka", body, 0, None, 1, RETURN_NEW])
+    refused = ask(h, b"w", [2, 1, b"kb", body, 0, None, 1, RETURN_NEW])
+    assert (refusing(refused), reason(refused)) == (Unavailable.code, "overloaded")
+    plain = ask(h, b"w", [3, KIND_DELETE, b"kb", None, 0, None, 1])
+    commit(h)
+    assert type(plain.answers[0]) is int
+    assert first.answers[0][0] < plain.answers[0]
+
+
+def test_a_write_without_a_client_returns_its_row_and_is_not_remembered() -> None:
+    h = serving()
+    asked = ask(h, b"", [1, 1, b"ka", encode_columns({"v": 1}), 0, None, 1, RETURN_NEW])
+    commit(h)
+    version, row = asked.answers[0]
+    assert row == h.r.reads.newest_row(b"ka")
+    assert row_version(row) == version
+    assert not h.r.state.requests.clients
 
 
 def test_results_below_the_floor_are_forgotten_in_time() -> None:

@@ -13,13 +13,11 @@ from typing import Any
 from ackord.errors import BY_CODE, Conflict, Error, OutcomeUnknown, Unavailable
 from ackord.wire.extras import NO_EXTRAS
 from ackord.wire.messages import (
-    COND_WHERE,
     KIND_PUT_AUTO,
     KIND_TRANSACTION,
     OWN_MARK,
     RETURN_NEW,
     error_to_wire,
-    join_row,
     row_expires_ms,
 )
 from ackord_node.core.cells import plain_row
@@ -39,7 +37,7 @@ from ackord_node.core.log import Entry
 from ackord_node.core.plain_puts import judge_plain_puts
 from ackord_node.core.reads import Reads
 from ackord_node.core.requests import result_bytes, returned_rows
-from ackord_node.core.rows import apply_op, check_op, new_key
+from ackord_node.core.rows import check_op, new_key
 from ackord_node.core.state import TabletState
 from ackord_node.core.transactions import Transactions
 
@@ -51,7 +49,7 @@ class WritePath:
         self._expiry = expiry
         self._judging = Judge(state, reads)
         self._transactions = Transactions(state, reads, self._judging)
-        self._is_special = state.options.has_cells
+        self._has_cells = state.options.has_cells
         self._in_progress: dict[bytes, Progress] = {}
         self._answers: deque[Answer] = deque()
         self.pending_count = 0
@@ -155,7 +153,7 @@ class WritePath:
         record = s.requests.clients.get(group.client)
         at = start
         while at < end and (draft.size < bytes_max or at == start):
-            if not self._is_special:
+            if not self._has_cells:
                 at = judge_plain_puts(s, group, at, index, draft, known, record, verdicts)
             if at == end or draft.size >= bytes_max:
                 break
@@ -183,7 +181,7 @@ class WritePath:
         if op[1] == KIND_TRANSACTION:
             self._judge_transaction(at, op, index, draft, known, may_answer, verdicts)
             return
-        limits, schema, clock = self._s.config.limits, self._s.schema, self._s.clock
+        limits, schema = self._s.config.limits, self._s.schema
         version, key, returns_row = draft.version, op[2], len(op) > 7
         try:
             extras = NO_EXTRAS
@@ -198,17 +196,12 @@ class WritePath:
         try:
             if op[1] == KIND_PUT_AUTO:
                 key = new_key(op, version, self._reads.newest_row, schema)
-            if op[4] < COND_WHERE and extras is NO_EXTRAS and not self._is_special and not clock.at_end:
-                columns = apply_op(op, body, self._reads.newest_row, limits, schema)
-                value = join_row(version, columns) if columns is not None else None
-            else:
-                value = self._judging.row(op, body, key, version, extras)
+            value = self._judging.row(op, body, key, version, extras)
         except Error as error:
             if not self._refused(at, op, error, index, known, may_answer, verdicts):
                 return
         else:
-            if value is not None and (clock.ttl_ms or clock.at_end or extras.ttl_ms):
-                self._expire_later(value, draft)
+            self._expire_later(value, draft)
             result: Any = version
             if returns_row:
                 result = [version, value if op[7] == RETURN_NEW else self._reads.newest_row(key)]
@@ -219,8 +212,7 @@ class WritePath:
             draft.size += len(key) + (len(value) if value is not None else 0)
             if known is not None:
                 known[op[0]] = (index, result)
-                if returns_row:
-                    known.returned_bytes += result_bytes(result)
+                known.returned_bytes += result_bytes(result)
             verdicts.later(at, result)
         draft.version += 1
         draft.size += 24
@@ -251,8 +243,7 @@ class WritePath:
                 self._answer_read_only(at, draft, may_answer, verdicts)
                 return
             for row in rows.values():
-                if row is not None and (self._s.tells_wall or row_expires_ms(row)):
-                    self._expire_later(row, draft)
+                self._expire_later(row, draft)
             log_write(verdicts.logged, op[0], list(rows), list(rows.values()))
             size = sum(len(key) + len(row or b"") for key, row in rows.items())
             draft.size += size
@@ -295,13 +286,16 @@ class WritePath:
         verdicts.later(at, self._negative(op, error))
         return True
 
-    def _expire_later(self, row: bytes, draft: Draft) -> None:
+    def _expire_later(self, row: bytes | None, draft: Draft) -> None:
         """Rule R20: the first row that expires starts the tablet's clock."""
+        if row is None:
+            return
         self._expiry.wrote(row)
-        has_clock = self._s.clock.at_end or any(g[0] is None and len(g) > 2 for g in draft.groups)
-        if row_expires_ms(row) and not has_clock:
+        if row_expires_ms(row) and not self._has_clock(draft):
             draft.groups.insert(0, [None, 0, CLOCK_UNREAD_MS])
-            self._is_special = True  # an update in the same entry must leave the row its expiry
+
+    def _has_clock(self, draft: Draft) -> bool:
+        return bool(self._s.clock.at_end) or any(g[0] is None and len(g) > 2 for g in draft.groups)
 
     def _check_room_to_return(self, known: Progress, logged: list[Any]) -> None:
         """Rows that retries may ask for are kept until the client says that it has them; Unavailable if they are
