@@ -131,3 +131,8 @@ def test_a_version_that_is_no_longer_kept_is_refused_with_the_oldest_that_is() -
     with pytest.raises(VersionCollected) as raised:
         retention.row_at(nothing, 150 << 16, 10_000)
     assert raised.value.detail["oldest"] is None
+
+
+def test_what_is_kept_by_number_alone_does_not_wait_for_the_clock() -> None:
+    assert Retention(TableOptions(keep_versions=2), GRACE_MS).removable(0).superseded_max is None
+    assert Retention(TableOptions(keep_for=1), GRACE_MS).removable(5_000).superseded_max is not None

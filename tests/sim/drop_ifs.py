@@ -34,6 +34,7 @@ SUITES = [
     "tests/property/test_requests.py",
     "tests/property/test_retention.py",
     "tests/property/test_transactions.py",
+    "tests/fuzz/test_peer_messages.py",
 ]
 WALK_FIRST_SEED = 5000
 

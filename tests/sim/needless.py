@@ -5,6 +5,11 @@ from __future__ import annotations
 _LEARNER = "core/membership.py:Membership._learner: "
 
 NEEDLESS: dict[str, str] = {
+    "core/log.py:Entry.changed: never if len(groups) == 1 and groups[0][0] is not None and "
+    "_are_plain(groups[0][4])": "speed: most entries hold one group of single rows",
+    "core/log.py:Entry.changed: always if self._changed is None": "speed: it is worked out once",
+    "core/transactions.py:misfit_of: without `above is not None` in "
+    "`above is not None and (end is None or end > above)`": "types: there are bytes after every encoded prefix",
     "core/requests.py:ClientRecord.prune: always if self.returned_bytes": "speed: there is nothing to add up",
     "core/transactions.py:Transactions.check: without `body[:1] == OWN_MARK` in "
     "`body is not None and body[:1] == OWN_MARK`": "speed: most bodies say nothing beside their columns",

@@ -122,3 +122,22 @@ def test_of_columns_with_several_cells_readers_see_the_newest() -> None:
     h = member(entry(1, {b"a": version + packb({"n": [[7, "new"], [5, "old"]]})}), commit=1)
     h.r.state.options = TableOptions(max_versions=2)
     assert h.r.get_many(Asked(), [b"a"], h.now) == ([version + packb({"n": "new"})], [])
+
+
+def test_what_an_entry_changed_is_that_of_all_its_groups_in_order() -> None:
+    clock, refused = [None, 0, 5], [b"c", 1, 0, [1], [None], [4]]
+    one, two = [b"c", 1, 0, [2], [b"a"], [b"1"]], [b"d", 1, 0, [1, 2], [b"b", b"a"], [b"2", None]]
+    several = [b"e", 1, 0, [1], [[b"x", b"y"]], [[b"3", b"4"]]]
+
+    def changed(*groups: list[Any]) -> list[tuple[bytes, bytes | None]]:
+        keys, rows = Entry.create(TABLET, 3, 1, 10, list(groups)).changed
+        return list(zip(keys, rows, strict=True))
+
+    assert changed(one) == [(b"a", b"1")]
+    assert changed(two) == [(b"b", b"2"), (b"a", None)]
+    assert changed(one, two) == [(b"a", b"1"), (b"b", b"2"), (b"a", None)]
+    assert changed(clock) == changed(refused) == []
+    assert changed(several) == [(b"x", b"3"), (b"y", b"4")]
+    assert changed(clock, one, refused, several) == [(b"a", b"1"), (b"x", b"3"), (b"y", b"4")]
+    versions = Entry.create(TABLET, 3, 1, 10, [clock, one, refused, several]).versions()
+    assert [(key, version - 10) for key, version, _ in versions] == [(b"a", 0), (b"x", 2), (b"y", 2)]
