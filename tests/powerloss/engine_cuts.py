@@ -23,6 +23,7 @@ from tests.powerloss.reader import Expected, Found, Reader
 from tests.powerloss.trace import calls_of, command, has_ended
 
 TRACE_END_S_MAX = 20.0
+WRITER_S_MAX = 60.0
 
 
 @dataclass(slots=True)
@@ -45,10 +46,20 @@ def await_trace(trace_path: Path) -> None:
         time.sleep(0.02)
 
 
+def _await_batch(process: subprocess.Popen[bytes], side_path: Path) -> None:
+    """Until the writer has said that a commit returned: on a loaded machine its start alone takes seconds."""
+    deadline = time.monotonic() + WRITER_S_MAX
+    while not (side_path.exists() and side_path.stat().st_size):
+        assert process.poll() is None, f"the writer ended with {process.returncode}"
+        assert time.monotonic() < deadline, "the writer commits nothing"
+        time.sleep(0.02)
+
+
 def record(
     folder: Path, seed: int, batches: int, kill_after_s: float | None, is_synced: bool, base: Path | None
 ) -> Disk:
-    """One life of the writer on ``folder``, which holds what ``base`` holds."""
+    """One life of the writer on ``folder``, which holds what ``base`` holds; ``kill_after_s`` counts from its first
+    commit."""
     trace_path, side_path = folder.with_name("trace"), folder.with_name("side")
     trace_path.unlink(missing_ok=True)
     side_path.unlink(missing_ok=True)
@@ -63,12 +74,16 @@ def record(
     ]
     process = subprocess.Popen(command(trace_path, [*argv, "synced" if is_synced else "unsynced"]))
     try:
-        code = process.wait(kill_after_s if kill_after_s is not None else 60)
-        assert code == 0, f"the writer ended with {code}"
-    except subprocess.TimeoutExpired:
+        if kill_after_s is not None:
+            _await_batch(process, side_path)
+            time.sleep(kill_after_s)
+            assert process.poll() is None, f"the writer ended with {process.returncode} before it was killed"
+        else:
+            code = process.wait(WRITER_S_MAX)
+            assert code == 0, f"the writer ended with {code}"
+    finally:
         process.kill()
         process.wait()
-        assert kill_after_s is not None, "the writer hangs"
     await_trace(trace_path)
     disk = Disk(folder, base)
     with trace_path.open() as lines:

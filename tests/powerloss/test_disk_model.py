@@ -159,3 +159,11 @@ def test_the_trace_of_a_store_tells_all_that_is_in_its_folder(tmp_path: Path) ->
     names = sorted(str(p.relative_to(data)) for p in data.rglob("*") if p.is_file())
     assert names == sorted(str(p.relative_to(rebuilt)) for p in rebuilt.rglob("*") if p.is_file())
     assert filecmp.cmpfiles(data, rebuilt, names, shallow=False)[0] == names
+
+
+@needs_strace
+def test_a_life_that_is_killed_has_committed_before(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    disk = record(data, 1, 20_000, 0.0, True, None)
+    assert 0 < len(disk.marks) < 20_000
