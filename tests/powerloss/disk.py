@@ -153,9 +153,8 @@ class Disk:
             self._open[call.result] = _OpenFile(inode, 0, "O_APPEND" in flags)
 
     def _close(self, call: Call) -> None:
-        if call.result is not None:
-            self._open.pop(call.number(0), None)
-            self._sides.discard(call.number(0))
+        self._open.pop(call.number(0), None)
+        self._sides.discard(call.number(0))
 
     def _dup(self, call: Call) -> None:
         if call.result is not None and call.number(0) in self._open:

@@ -23,6 +23,7 @@ from tests.powerloss.reader import Expected, Found, Reader
 from tests.powerloss.trace import calls_of, command, has_ended
 
 TRACE_END_S_MAX = 20.0
+WRITER_S_MAX = 60.0
 
 
 @dataclass(slots=True)
@@ -45,10 +46,20 @@ def await_trace(trace_path: Path) -> None:
         time.sleep(0.02)
 
 
+def _await_batch(process: subprocess.Popen[bytes], side_path: Path) -> None:
+    """Until the writer has said that a commit returned: on a loaded machine its start alone takes seconds."""
+    deadline = time.monotonic() + WRITER_S_MAX
+    while not (side_path.exists() and side_path.stat().st_size):
+        assert process.poll() is None, f"the writer ended with {process.returncode}"
+        assert time.monotonic() < deadline, "the writer commits nothing"
+        time.sleep(0.02)
+
+
 def record(
     folder: Path, seed: int, batches: int, kill_after_s: float | None, is_synced: bool, base: Path | None
 ) -> Disk:
-    """One life of the writer on ``folder``, which holds what ``base`` holds."""
+    """One life of the writer on ``folder``, which holds what ``base`` holds; ``kill_after_s`` counts from its first
+    commit."""
     trace_path, side_path = folder.with_name("trace"), folder.with_name("side")
     trace_path.unlink(missing_ok=True)
     side_path.unlink(missing_ok=True)
@@ -63,16 +74,21 @@ def record(
     ]
     process = subprocess.Popen(command(trace_path, [*argv, "synced" if is_synced else "unsynced"]))
     try:
-        code = process.wait(kill_after_s if kill_after_s is not None else 60)
-        assert code == 0, f"the writer ended with {code}"
-    except subprocess.TimeoutExpired:
+        if kill_after_s is not None:
+            _await_batch(process, side_path)
+            time.sleep(kill_after_s)
+            assert process.poll() is None, f"the writer ended with {process.returncode} before it was killed"
+        else:
+            code = process.wait(WRITER_S_MAX)
+            assert code == 0, f"the writer ended with {code}"
+    finally:
         process.kill()
         process.wait()
-        assert kill_after_s is not None, "the writer hangs"
     await_trace(trace_path)
     disk = Disk(folder, base)
     with trace_path.open() as lines:
         disk.replay(calls_of(lines), side_path)
+    disk.check_against(folder)
     return disk
 
 
@@ -80,8 +96,10 @@ def judge(found: Found, expected: Expected, least: int, most: int) -> str | None
     """What is wrong with a folder that must hold at least ``least`` and at most ``most`` batches."""
     if found.refusal is not None:
         # Without a promise it may be made anew. A manifest that is torn so that its record fails its checksum voids
-        # the store (R14): the node says so, and peers refill it.
-        is_said = "EngineCorrupt" in found.refusal and "MANIFEST" in found.refusal
+        # the store (R14): the node says so, and peers refill it. One that is whole but names a table that is not
+        # there, or not all of it, is not torn: it was written before what it names was synced.
+        is_torn = "MANIFEST" in found.refusal and ".sst" not in found.refusal
+        is_said = "EngineCorrupt" in found.refusal and is_torn
         return f"refused: {found.refusal}" if least and not is_said else None
     if found.count < least:
         return f"holds {found.count} batches, {least} were acknowledged"
@@ -95,7 +113,8 @@ def judge(found: Found, expected: Expected, least: int, most: int) -> str | None
 
 
 class Campaign:
-    """Lives of one store, each begun on what a cut of the life before left."""
+    """Lives of one store, each begun on what a cut of the life before left, or anew if that was void: so does a node
+    that puts its store aside."""
 
     def __init__(self, seed: int, *, is_synced: bool = True) -> None:
         self.seed = seed
@@ -107,7 +126,8 @@ class Campaign:
         self._folder = Path(tempfile.mkdtemp(prefix="ackord-powerloss-"))
 
     def run(self, lives: int, cuts: int, batches: int) -> Figures:
-        """``cuts`` images of each life, which is ``batches`` batches long or, every third, ends by a kill."""
+        """``cuts`` images of each life, and the one that the next begins on; a life is ``batches`` batches long or,
+        every third, ends by a kill."""
         base: Path | None = None
         had = 0
         try:
@@ -118,7 +138,9 @@ class Campaign:
             shutil.rmtree(self._folder, ignore_errors=True)
         return self.figures
 
-    def _live(self, life: int, cuts: int, batches: int, base: Path | None, had: int) -> tuple[Path, int]:
+    def _live(
+        self, life: int, cuts: int, batches: int, base: Path | None, had: int
+    ) -> tuple[Path | None, int]:
         data = self._folder / f"data{life}"
         if base is None:
             data.mkdir()
@@ -144,6 +166,12 @@ class Campaign:
     def _cut(self, disk: Disk, life: int, instant: int, model: Model, had: int, goes_on: bool) -> None:
         image = self._folder / "image"
         disk.leave(instant, model, self._chance, image)
+        self._judge(image, disk, life, instant, model, had, goes_on)
+
+    def _judge(
+        self, image: Path, disk: Disk, life: int, instant: int, model: Model, had: int, goes_on: bool
+    ) -> Found:
+        """What the engine finds in the image, which is gone afterwards; whether it may be so is counted."""
         least = had + disk.marks_until(instant)
         found = self._reader.read(image, goes_on)
         shutil.rmtree(image)
@@ -153,7 +181,7 @@ class Campaign:
         if wrong is not None:
             figures.outcomes["wrong"] += 1
             figures.violations.append(f"seed {self.seed}, life {life}, {model}, instant {instant}: {wrong}")
-            return
+            return found
         outcome = "opened"
         if found.refusal is not None:
             outcome = "void" if least else "refused before the first batch"
@@ -161,13 +189,14 @@ class Campaign:
             outcome = "suspect"
         figures.outcomes[outcome] += 1
         figures.more += found.refusal is None and found.count == least + 1
+        return found
 
-    def _next_base(self, disk: Disk, life: int, had: int) -> tuple[Path, int]:
-        """The disk that the next life begins on: a cut late in this one."""
+    def _next_base(self, disk: Disk, life: int, had: int) -> tuple[Path | None, int]:
+        """The disk that the next life begins on, a cut late in this one, and how many batches it holds."""
         instant = self._chance.randrange(disk.last * 9 // 10, disk.last + 1)
-        base, probe = self._folder / f"base{life}", self._folder / "probe"
-        disk.leave(instant, self._chance.choice(MODELS), self._chance, base)
-        shutil.copytree(base, probe)
-        found = self._reader.read(probe, goes_on=False)
-        shutil.rmtree(probe)
-        return base, max(found.count, had + disk.marks_until(instant))
+        base, image = self._folder / f"base{life}", self._folder / "image"
+        model = self._chance.choice(MODELS)
+        disk.leave(instant, model, self._chance, base)
+        shutil.copytree(base, image)
+        found = self._judge(image, disk, life, instant, model, had, goes_on=False)
+        return (base, found.count) if found.refusal is None else (None, 0)

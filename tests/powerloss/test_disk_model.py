@@ -109,6 +109,27 @@ def test_unsynced_sectors_of_the_weak_model_are_lost_each_by_itself(tmp_path: Pa
     assert holes
 
 
+def test_a_descriptor_is_given_away_before_its_close_has_returned(tmp_path: Path) -> None:
+    """As the traces of a loaded machine have it: the other thread's open returns in the middle of a close."""
+    disk = traced(
+        "openat(AT_FDCWD, `/d`, O_RDONLY|O_DIRECTORY) = 9",
+        "openat(AT_FDCWD, `/elsewhere`, O_RDONLY) = 3",
+        "close(3 <unfinished ...>",
+        "B openat(AT_FDCWD, `/d/a`, O_WRONLY|O_CREAT|O_TRUNC, 0644 <unfinished ...>",
+        "B <... openat resumed>) = 3",
+        "<... close resumed>) = 0",
+        "B write(3, `one`, 3) = 3",
+        "B fsync(3) = 0",
+        "B fsync(9) = 0",
+        "B close(3 <unfinished ...>",
+        "openat(AT_FDCWD, `/elsewhere`, O_WRONLY) = 3",
+        "write(3, `two`, 3) = 3",
+        "B <... close resumed>) = 0",
+    )
+    for model in MODELS:
+        assert all(image == {"a": b"one"} for image in images(disk, disk.last, model, tmp_path))
+
+
 def test_a_call_that_is_cut_off_never_returned() -> None:
     calls = list(calls_of(iter(["100 write(3, `x`, 1 <unfinished ...>".replace("`x`", hexed("x"))])))
     assert [(call.name, call.text(1), call.left) for call in calls] == [("write", b"x", NEVER)]
@@ -138,3 +159,11 @@ def test_the_trace_of_a_store_tells_all_that_is_in_its_folder(tmp_path: Path) ->
     names = sorted(str(p.relative_to(data)) for p in data.rglob("*") if p.is_file())
     assert names == sorted(str(p.relative_to(rebuilt)) for p in rebuilt.rglob("*") if p.is_file())
     assert filecmp.cmpfiles(data, rebuilt, names, shallow=False)[0] == names
+
+
+@needs_strace
+def test_a_life_that_is_killed_has_committed_before(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    disk = record(data, 1, 20_000, 0.0, True, None)
+    assert 0 < len(disk.marks) < 20_000

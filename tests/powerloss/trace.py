@@ -74,7 +74,10 @@ def has_ended(trace_path: Path) -> bool:
 
 
 def calls_of(lines: Iterator[str]) -> Iterator[Call]:
-    """The calls in the order in which they returned; at the end those that never did."""
+    """The calls in the order in which they returned; at the end those that never did.
+
+    But a close comes where it began: the kernel may give its descriptor to another thread's open at once, and on a
+    loaded machine that open, even writes through it, may come in the trace before the close's return."""
     begun: dict[str, tuple[int, str]] = {}
     for instant, line in enumerate(lines):
         match = _LINE.match(line.rstrip("\n"))
@@ -85,19 +88,29 @@ def calls_of(lines: Iterator[str]) -> Iterator[Call]:
             continue
         entered = instant
         if text.endswith(_UNFINISHED):
-            begun[thread] = (instant, text.removesuffix(_UNFINISHED))
+            text = text.removesuffix(_UNFINISHED)
+            if text.startswith("close("):
+                yield _cut_off(text, instant)
+            else:
+                begun[thread] = (instant, text)
             continue
         resumed = _RESUMED.match(text)
         if resumed is not None:
             if thread not in begun:
-                continue  # it began before the tracing
+                continue  # a close, or it began before the tracing
             entered, beginning = begun.pop(thread)
             text = beginning + text[resumed.end() :].lstrip()
         call = _parsed(text, entered, instant)
         if call is not None:
             yield call
     for entered, text in sorted(begun.values()):
-        yield Call(text.partition("(")[0], _split(text.partition("(")[2]), None, entered, NEVER)
+        yield _cut_off(text, entered)
+
+
+def _cut_off(text: str, entered: int) -> Call:
+    """A call of which only the beginning is known."""
+    name, _, args = text.partition("(")
+    return Call(name, _split(args), None, entered, NEVER)
 
 
 def _parsed(text: str, entered: int, left: int) -> Call | None:
