@@ -287,7 +287,10 @@ async def warm_up(client: Client, calls: Calls, work: Work, seconds: float) -> N
     """What comes before the clock runs: connections, caches and compilers are as they will be."""
     if work.kind == CACHED_GET:
         get = cached_get(client)
-        keys = range(work.table.rows_count)
+        # In no order: each tablet's lease is used, and so extended, until the last row has come.
+        keys = random.Random(work.table.rows_count).sample(
+            range(work.table.rows_count), work.table.rows_count
+        )
         for start in range(0, len(keys), CACHED_STRETCH_COUNT):
             await asyncio.gather(*(get(key) for key in keys[start : start + CACHED_STRETCH_COUNT]))
     elif work.rate is None:

@@ -124,6 +124,15 @@ def test_of_columns_with_several_cells_readers_see_the_newest() -> None:
     assert h.r.get_many(Asked(), [b"a"], h.now) == ([version + packb({"n": "new"})], [])
 
 
+def test_a_range_that_holds_more_rows_than_are_wanted_is_read_no_further() -> None:
+    rows: dict[bytes, bytes | None] = {b"%06d" % number: b"row" for number in range(3 * RANGE_SLACK)}
+    h = member(entry(1, rows), commit=1)
+    h.store()
+    found = h.r.reads.newest_range(b"", None, 5, MANY_BYTES)
+    assert 5 < len(found) < 20
+    assert [key for key, _ in found] == sorted(rows)[: len(found)]
+
+
 def test_what_an_entry_changed_is_that_of_all_its_groups_in_order() -> None:
     clock, refused = [None, 0, 5], [b"c", 1, 0, [1], [None], [4]]
     one, two = [b"c", 1, 0, [2], [b"a"], [b"1"]], [b"d", 1, 0, [1, 2], [b"b", b"a"], [b"2", None]]
