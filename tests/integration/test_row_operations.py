@@ -372,11 +372,12 @@ async def test_all_of_it_over_http(cluster: RealCluster, store: ackord.Store) ->
 
         async def count(at: int, **params: str) -> int:
             """Over all pages: a node that may not answer for a tablet yet ends its page there."""
-            total, after = 0, {}
+            total = 0
+            after: dict[str, str] = {}
             while True:
                 status, counted = await call("GET", f"/{name}/count", at, params=params | after)
                 assert status == 200
-                total += counted["count"]
+                total += int(counted["count"])
                 if counted["next"] is None:
                     return total
                 after = {"after": counted["next"]}
