@@ -1,6 +1,6 @@
 """How fast rows are read that this process keeps (`store.table(name, cache=True)`), on a running cluster.
 
-    python bench/cached.py [--config cluster.yaml] [--seconds 5] [--rows 1000] [--callers 1]
+    python -m bench.cached [--config cluster.yaml] [--seconds 5] [--rows 1000] [--callers 1]
 
 One process, one event loop: callers that do nothing but ``await table.get(key)``. Beside the rate it prints how long
 single calls took, each timed by itself, which adds two readings of the clock; calls that had to let the event loop in
