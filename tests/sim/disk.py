@@ -84,6 +84,10 @@ class SimDisk:
             raise EngineFailed("fsync of the log failed: input/output error")
         self.synced = len(self.wal)
 
+    @property
+    def has_unsynced(self) -> bool:
+        return len(self.wal) > self.synced
+
     def fold(self, state: StoreMaps) -> bool:
         """Writes ``state``, the tables and the whole log, as tables; False if the merging of tables that is due now
         and then met a damaged block."""

@@ -301,6 +301,8 @@ class Nemesis:
         hidden = (*HIDDEN_FLIPS, "version") if self.plan.options.has_history else HIDDEN_FLIPS
         kind = rng.choice(("wal", "wal", "manifest", *hidden))
         is_hidden = kind in hidden or node.is_up
+        if kind not in hidden and node.is_up and self.plan.knobs.min_in_sync == 1:
+            return False  # a copy that is made here later may be a tablet's only one, and is lost with the process
         if not self.damage.may_damage(node, is_hidden):
             return False
         hit = node.disk.flip_bit(rng, kind)

@@ -324,8 +324,12 @@ class Walk:
         task = process.start(self._read_final(process))
         self._run_until(task.done, WELL_S, "the last reads are answered")
         task.result()
-        self._run_until(self.is_well, WELL_S, "everything stays in sync")
-        self._run_until(self._is_collected, WELL_S, "versions that nobody can read any more are removed")
+        # Both at one moment: a tablet's clock may append an entry while versions are waited for.
+        self._run_until(
+            lambda: self.is_well() and self._is_collected(),
+            WELL_S,
+            "everything stays in sync, and versions that nobody can read any more are removed",
+        )
         self.history.close(self.world.now)
         history = self.history if self.oracle.reads_are_judged else _without_reads(self.history)
         tables = self._standing()

@@ -70,10 +70,11 @@ class SimWorker:
         if self._process.world.now < self.stalled_until:
             self._process.world.at(self.stalled_until, self._synced, result, error, done)
             return
-        try:
-            self._disk.sync()
-        except Exception as raised:
-            error = error or raised
+        if self._disk.has_unsynced:  # work that only reads syncs nothing
+            try:
+                self._disk.sync()
+            except Exception as raised:
+                error = error or raised
         self._is_busy = False
         self._process.post(done, result, error)
         if self._queue:

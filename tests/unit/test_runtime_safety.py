@@ -29,12 +29,13 @@ from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.effects import TabletBatch
 from ackord_node.core.log import Entry, RecordCorrupt
 from ackord_node.core.types import Descriptor, Timing
-from ackord_node.ports import Batch, Clock, EngineFailed
+from ackord_node.ports import Batch, Clock, EngineCorrupt, EngineError, EngineFailed
 from ackord_node.runtime.catalogue import Catalogue
 from ackord_node.runtime.committer import Committer, Source
 from ackord_node.runtime.identity import load_copy
 from ackord_node.runtime.node import Node
 from ackord_node.runtime.scan import Range, Selection, count, page
+from ackord_node.runtime.snapshots import Snapshots
 from ackord_node.runtime.status import Reporter
 from ackord_node.runtime.tablet_host import TabletHost
 from ackord_node.runtime.turn import Turn
@@ -326,6 +327,42 @@ def test_damage_that_a_read_meets_is_told_to_the_core() -> None:
     assert answers[0][2][2]["reason"] == "no_lease"
     assert h.r.state.copy_id != copy_id, "it is rebuilt"
     assert around.crashes == []
+
+
+class Unreadable(MemoryEngine):
+    """A store whose metadata cannot be read."""
+
+    def __init__(self, error: EngineError) -> None:
+        super().__init__(MemoryDisk())
+        self._error = error
+
+    def metas(self) -> dict[int, bytes]:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "crashes"),
+    [
+        (EngineFailed("input/output error"), [], ["a read failed (rule R14): input/output error"]),
+        (EngineCorrupt("a checksum"), [e.Corrupted("a checksum")], []),
+        (EngineError("it was opened anew"), [e.SnapshotFailed("n2", 7)], []),
+    ],
+)
+async def test_a_snapshot_that_cannot_be_read_is_told_by_why(
+    error: EngineError, told: list[e.Event], crashes: list[str]
+) -> None:
+    """Else one whose disk fails would be asked for a snapshot for ever, and nobody would be filled."""
+
+    async def in_thread(work: Callable[[], Any]) -> Any:
+        return work()
+
+    events: list[e.Event] = []
+    reasons: list[str] = []
+    committer: Any = SimpleNamespace(in_thread=in_thread)
+    crash: Callable[[str, bool], None] = lambda reason, is_void: reasons.append(reason)  # noqa: E731
+    snapshots = Snapshots(Unreadable(error), committer, TABLET, serving().r, events.append, crash)
+    await snapshots.open("n2", 7)
+    assert (events, reasons) == (told, crashes)
 
 
 def test_a_page_is_overlaid_with_what_is_committed_and_not_stored_yet() -> None:

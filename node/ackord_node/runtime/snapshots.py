@@ -14,7 +14,7 @@ from typing import Any
 from ackord_node.core.copy_meta import CopyMeta
 from ackord_node.core.effects import Corrupted, Event, SnapshotChunk, SnapshotFailed
 from ackord_node.core.replica import Replica
-from ackord_node.ports import Engine, EngineCorrupt, EngineError, SnapshotReader
+from ackord_node.ports import Engine, EngineCorrupt, EngineError, EngineFailed, SnapshotReader
 from ackord_node.runtime.committer import Committer
 
 _SPACES = ("rows", "requests")
@@ -38,12 +38,14 @@ class Snapshots:
         tablet: int,
         replica: Replica,
         feed: Callable[[Event], None],
+        crash: Callable[[str, bool], None],
     ) -> None:
         self._engine = engine
         self._committer = committer
         self._tablet = tablet
         self._replica = replica
         self._feed = feed
+        self._crash = crash
         self._open: dict[tuple[str, int], _Sending] = {}
         self._wanted: set[tuple[str, int]] = set()
 
@@ -51,9 +53,9 @@ class Snapshots:
         self._wanted.add((node, snapshot_id))
         try:
             reader, meta = await self._committer.in_thread(self._take)
-        except EngineError:
+        except EngineError as error:
             self._wanted.discard((node, snapshot_id))
-            self._feed(SnapshotFailed(node, snapshot_id))
+            self._failed(node, snapshot_id, error)
             return
         if (node, snapshot_id) not in self._wanted:  # closed meanwhile
             reader.close()
@@ -86,16 +88,21 @@ class Snapshots:
         bytes_max = self._replica.state.config.log.snapshot_chunk_bytes
         try:
             records, is_last = sending.reader.read(space, sending.after, bytes_max)
-        except EngineCorrupt as error:
-            self._feed(Corrupted(str(error)))
-            return
-        except EngineError:
-            self._feed(SnapshotFailed(node, snapshot_id))
+        except EngineError as error:
+            self._failed(node, snapshot_id, error)
             return
         sending.after = records[-1][0] if records else None
         if is_last:
             sending.space, sending.after = sending.space + 1, None
         self._feed(SnapshotChunk(node, snapshot_id, sending.number, space, records, header))
+
+    def _failed(self, node: str, snapshot_id: int, error: EngineError) -> None:
+        if isinstance(error, EngineCorrupt):
+            self._feed(Corrupted(str(error)))
+        elif isinstance(error, EngineFailed):
+            self._crash(f"a read failed (rule R14): {error}", False)
+        else:  # the store was closed and opened anew: another one begins
+            self._feed(SnapshotFailed(node, snapshot_id))
 
     def close(self, node: str, snapshot_id: int) -> None:
         self._wanted.discard((node, snapshot_id))

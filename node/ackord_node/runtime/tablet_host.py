@@ -90,7 +90,9 @@ class TabletHost(Source):
         self._queued: list[e.WriteGroup] = []
         self._queued_count = 0
         self._queued_since = 0.0
-        self._snapshots = Snapshots(around.engine, around.committer, self.tablet, replica, self.feed)
+        self._snapshots = Snapshots(
+            around.engine, around.committer, self.tablet, replica, self.feed, around.crash
+        )
         self._collector = self._new_collector() if replica.state.retention is not None else None
         self.versions = VersionReads(self, around.engine, around.clock)
         self._role: tuple[int | None, object] = (None, None)
