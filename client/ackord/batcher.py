@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from ackord.calls import Group, Identities, Operation, Parked, QueueOptions, Write, groups_of
 from ackord.errors import Error, TableNotFound, Unavailable
-from ackord.link import PATIENCE_S, SILENCE_S, NodeLink
+from ackord.gathering import Gather
+from ackord.link import PATIENCE_S, NodeLink
 from ackord.reads import ReadGroup, Reads
 from ackord.refusals import queue_full, too_late, unreachable
 from ackord.routing import (
@@ -76,6 +77,8 @@ class Batcher:
         self._suspect: set[str] = set()
         self._pending: dict[int, dict[TabletRoute, list[Any]]] = {op: {} for op in CALL_OPS}
         self.reads = Reads(self)
+        self._gather = Gather(environment, self._flush, self.flush_soon)
+        self.writes_answered = self._gather.answered
         self._parked: dict[Parked, None] = {}  # in order of arrival
         self._flush_timer: Cancellable | None = None
         self._sweep_timer: Cancellable | None = None
@@ -131,7 +134,11 @@ class Batcher:
             self._pending[op] = {}
             for tablet, ops in pending.items():
                 link = self._link_for(op, tablet, now, beside)
-                if op != OP_WRITE:
+                if op == OP_WRITE:
+                    if link is not None and self._gather.holds(link):
+                        self._pending[op][tablet] = ops
+                        continue
+                else:
                     beside = len(ops) + (beside if beside < READ_FRAME_OPS else 0)
                 if link is None:
                     self._park_unreachable(op, tablet, ops)
@@ -256,9 +263,8 @@ class Batcher:
         op.deliver(result)
 
     def _finish_error(self, op: Operation, error: Error) -> None:
-        is_write = isinstance(op, Write)
         unknown = isinstance(op, Write) and op.is_unknown
-        self._finish(op, final_error(error, is_write=is_write, unknown=unknown))
+        self._finish(op, final_error(error, is_write=isinstance(op, Write), unknown=unknown))
 
     # -------------------------------------------------------------------------------- retries
 
@@ -420,7 +426,8 @@ class Batcher:
             for group in list(link.backlog):
                 self._expire_group(group, now, is_sent=False)
                 deadlines.append(group.deadline)
-            self._check_silence(link)
+            if link.is_silent():
+                self._suspect.add(link.name)
         for parked in list(self._parked):
             if parked.deadline <= now:
                 self._unpark(parked)
@@ -460,13 +467,6 @@ class Batcher:
                 op.is_unknown = True
             self._requeue(op)
 
-    def _check_silence(self, link: NodeLink) -> None:
-        silent_s = link.silent_s
-        if silent_s >= SILENCE_S:
-            link.drop(f"silent for {silent_s:.0f} s")
-        elif silent_s >= PATIENCE_S and link.is_up:
-            self._suspect.add(link.name)
-
     # --------------------------------------------------------------------------------- closing
 
     async def close(self) -> None:
@@ -478,7 +478,7 @@ class Batcher:
             op for pending in self._pending.values() for ops in pending.values() for op in ops
         ]
         unsent.extend(op for group in self.reads.take(GROUP_OPS_MAX) for op in group.ops)
-        for timer in (self._flush_timer, self._sweep_timer):
+        for timer in (self._flush_timer, self._sweep_timer, self._gather.timer):
             if timer is not None:
                 timer.cancel()
         for parked in self._parked:

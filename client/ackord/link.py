@@ -18,7 +18,7 @@ from ackord.routing import backoff_s
 from ackord.transport import Environment, Stream, Transport
 from ackord.wire.frames import encode_frame
 from ackord.wire.limits import Limits
-from ackord.wire.messages import HELLO_REFUSED, TOLD, WIRE_VERSION, WIRE_VERSION_OLDEST
+from ackord.wire.messages import HELLO_REFUSED, OP_WRITE, TOLD, WIRE_VERSION, WIRE_VERSION_OLDEST
 
 FRAME_BYTES_TARGET: Final = 1024 * 1024  # groups are put into one frame up to about this size
 QUEUED_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -42,6 +42,9 @@ class LinkOwner(Protocol):
     def prepare(self, group: Group) -> bool:
         """Takes out operations whose caller has gone; False if none is left."""
 
+    def writes_answered(self, link: NodeLink) -> None:
+        """The node owes no answer to a write any more."""
+
     def version_seen(self, version: int) -> None:
         """The cluster's clock, from a hello."""
 
@@ -62,6 +65,8 @@ class NodeLink:
         self.is_up = False
         self.inflight: dict[int, Group] = {}
         self.inflight_count = 0
+        self.writes_count = 0  # groups of writes that the node has not answered
+        self.round_s = 0.0  # from sending a group of writes to its answer, the last time
         self.backlog: deque[Group] = deque()
         self.last_heard_at = 0.0
         self._cluster = cluster
@@ -141,7 +146,7 @@ class NodeLink:
         self.is_up = False
         groups, unsent = list(self.inflight.values()), list(self.backlog)
         self.inflight.clear()
-        self.inflight_count = 0
+        self.inflight_count = self.writes_count = 0
         self.backlog.clear()
         self._owner.link_down(self, groups, unsent)
 
@@ -182,6 +187,7 @@ class NodeLink:
             self._next_rid += 1
             group.sent_at = group.reviewed_at = now
             self.inflight[rid] = group
+            self.writes_count += group.op == OP_WRITE
             self.inflight_count += group.unanswered_count
             size += group.size
             frame.append(group.encode(rid))
@@ -193,6 +199,7 @@ class NodeLink:
         if self._ended is None or self._ended.done():
             return
         self.last_heard_at = self._environment.now()
+        writes_count = self.writes_count
         try:
             if self._hello is not None and not self._hello.done():
                 self._greeted(frames.pop(0))
@@ -209,12 +216,17 @@ class NodeLink:
                     self.inflight_count -= count
                     if group.unanswered_count <= 0:
                         del self.inflight[rid]
+                        if group.op == OP_WRITE:
+                            self.writes_count -= 1
+                            self.round_s = self.last_heard_at - group.sent_at
         except Error as error:
             self._stream_closed(error)
         except (ValueError, TypeError, LookupError) as error:
             self.drop(f"an answer that is not of this protocol: {error!r}")
         if self.backlog:
             self.pump()
+        if writes_count and not self.writes_count:
+            self._owner.writes_answered(self)
 
     def _greeted(self, hello: Any) -> None:
         if hello[0] == HELLO_REFUSED:
@@ -244,3 +256,10 @@ class NodeLink:
         if not self.inflight:
             return 0.0
         return self._environment.now() - self.last_heard_at
+
+    def is_silent(self) -> bool:
+        """Whether it is suspect; one that has been silent for too long is given up."""
+        silent_s = self.silent_s
+        if silent_s >= SILENCE_S:
+            self.drop(f"silent for {silent_s:.0f} s")
+        return PATIENCE_S <= silent_s < SILENCE_S and self.is_up

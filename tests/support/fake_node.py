@@ -200,6 +200,8 @@ class FakeNode:
         self.url = ""
         self.script: Script | None = None
         self.frames: list[list[Any]] = []  # every request frame received
+        self.gate = asyncio.Event()  # closed, nothing is answered or read until it opens
+        self.gate.set()
         self.stream_count = 0
         self._runner: web.AppRunner | None = None
         self._streams: set[asyncio.Transport] = set()
@@ -259,6 +261,7 @@ class FakeNode:
                         await response.write(encode_frame(hello))
                         continue
                     self.frames.append(frame)
+                    await self.gate.wait()
                     answers = [a for a in (self._answer(group) for group in frame) if a is not None]
                     if answers:
                         await response.write(encode_frame(answers))

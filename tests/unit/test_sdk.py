@@ -576,3 +576,51 @@ async def test_reads_that_go_well_never_become_operations(
     rows = await asyncio.gather(*(table.get(("a", n)) for n in range(3)))
     assert [row and dict(row) for row in rows] == [None, {"n": 1}, None]
     assert await table.get_many([("z", 9), ("a", 1)]) == [None, rows[1]]
+
+
+# ------------------------------------------------------------------------------- gathering writes
+
+
+def writes_of(node: FakeNode) -> list[int]:
+    """How many writes each frame brought that brought any."""
+    frames = [[len(group[6]) for group in frame if group[1] == OP_WRITE] for frame in node.frames]
+    return [sum(counts) for counts in frames if counts]
+
+
+async def test_writes_wait_for_a_node_that_owes_an_answer(
+    table: ackord.Table, cluster: FakeCluster, coordinator: FakeNode
+) -> None:
+    """Those of all its tablets then leave in one frame, with what the answered write at once."""
+    for tablet in cluster.coordinators:
+        cluster.coordinators[tablet] = "n1"
+    await table.put(("z", 0), {})  # so it is known that n1 coordinates this tablet too
+    coordinator.frames.clear()
+    coordinator.gate.clear()
+
+    async def twice() -> None:
+        await table.put(("a", 1), {})
+        await table.put(("a", 2), {})
+
+    first = asyncio.ensure_future(twice())
+    await until(lambda: writes_of(coordinator) == [1])
+    table._store.batcher.links["n1"].round_s = 1.0
+    others = []
+    for key in (("a", 3), ("z", 1), ("a", 4)):
+        others.append(asyncio.ensure_future(table.put(key, {})))
+        await asyncio.sleep(0.01)
+    coordinator.gate.set()
+    await asyncio.gather(first, *others)
+    assert writes_of(coordinator) == [1, 4]
+
+
+async def test_a_stuck_tablet_does_not_hold_up_the_nodes_others(
+    table: ackord.Table, coordinator: FakeNode
+) -> None:
+    coordinator.script = once(lambda: throw(Hold()))
+    stuck = asyncio.ensure_future(table.put(("a", 1), {}))
+    await until(lambda: writes_of(coordinator) == [1])
+    for number in range(3):
+        await asyncio.wait_for(table.put(("a", 2), {"number": number}), 1)
+    assert not stuck.done()
+    stuck.cancel()
+    await asyncio.gather(stuck, return_exceptions=True)

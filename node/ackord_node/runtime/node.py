@@ -26,6 +26,7 @@ from ackord_node.ports import Clock, Coordination, CoordinationError, Engine, En
 from ackord_node.runtime.catalogue import Catalogue, TableRecord
 from ackord_node.runtime.clockwork import Clockwork
 from ackord_node.runtime.committer import Committer
+from ackord_node.runtime.courier import Courier
 from ackord_node.runtime.engine_rows import EngineRows
 from ackord_node.runtime.engine_thread import EngineWorker
 from ackord_node.runtime.health import Health
@@ -75,6 +76,7 @@ class Node:
         self.coordination = coordination
         self.observer = observer
         self.transport = transport
+        self._courier = Courier(transport)
         self.crash = crash
         self.committer = Committer(engine, worker, clock, observer, crash)
         self.catalogue = Catalogue(
@@ -198,7 +200,7 @@ class Node:
         return self._coordination_up
 
     def send(self, node: str, message: m.Message, urgent: bool) -> None:
-        self.transport.send(node, message, urgent)
+        self._courier.send(node, message, urgent)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -1,0 +1,50 @@
+"""Writes wait a moment for others that go to the same node, while it owes answers to earlier ones.
+
+A node pays for frames, log entries and commits, hardly for the writes in them. Callers who write again as soon as they
+are answered fall into as many groups as there are tablets, and each group pays for a round of its own; with one frame
+of writes under way to each node they go through all its tablets together. Nobody waits at a node that owes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from ackord.link import NodeLink
+from ackord.transport import Cancellable, Environment
+
+GATHER_S_MIN: Final = 0.005
+GATHER_S_MAX: Final = 0.1
+
+
+class Gather:
+    def __init__(
+        self, environment: Environment, flush: Callable[[], None], flush_soon: Callable[[], None]
+    ) -> None:
+        self._environment = environment
+        self._flush = flush
+        self._flush_soon = flush_soon
+        self.timer: Cancellable | None = None  # while writes may be held
+        self._is_over = False
+
+    def holds(self, link: NodeLink) -> bool:
+        """Whether writes for this node are to wait."""
+        if not link.writes_count or self._is_over:
+            return False
+        if self.timer is None:
+            # As long as the node's last answer took: a tablet that is stuck does not hold up the node's others.
+            wait_s = min(max(link.round_s, GATHER_S_MIN), GATHER_S_MAX)
+            self.timer = self._environment.call_later(wait_s, self._release)
+        return True
+
+    def _release(self) -> None:
+        self.timer = None
+        self._is_over = True
+        self._flush()
+        self._is_over = False
+
+    def answered(self, link: NodeLink) -> None:
+        """A node owes no answer to a write any more: what waited for it leaves once those who were answered had their
+        turn, with what they write now."""
+        if self.timer is not None:
+            self._environment.call_soon(self._flush_soon)
