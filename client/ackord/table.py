@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from ackord.calls import Many, Select
+from ackord.calls import Many, Select, Write
 from ackord.errors import Error
 from ackord.expressions import Expression, encode_where
 from ackord.operations import (
@@ -31,6 +31,8 @@ from ackord.versions import (
     read_many_as_of,
 )
 from ackord.wire.limits import Limits
+from ackord.wire.messages import COND_NONE, KIND_PUT
+from ackord.wire.values import encode_columns
 from ackord.writing import add_one, bounded, write_each, write_op
 
 if TYPE_CHECKING:
@@ -281,6 +283,25 @@ class Table:
     ) -> int | Written:
         """Replaces the whole row, or creates it; returns its new version. Where the last key column is AUTO, a key
         that ends with ``ackord.AUTO`` makes a new row; the version that is returned is its number."""
+        is_plain = (
+            if_version is None and not if_absent and not if_exists and where is None and returning is None
+        )
+        if is_plain and on_conflict is None and ttl is None and timestamp is None:
+            store = self._store
+            batcher = store.batcher
+            table = batcher.routing.tables.get(self.name)
+            encoded = None if table is None else table.key.fast(key)
+            if (
+                table is not None and encoded is not None
+            ):  # what most writes are, without an object for the way
+                body = encode_columns(columns, batcher.routing.limits)
+                future = store.loop.create_future()
+                tablet, deadline = table.tablet_of(encoded), store.deadline(timeout)
+                write = Write(future, table, tablet, key_tuple(key), encoded, deadline)
+                write.set_body(KIND_PUT, body, COND_NONE, None)
+                batcher.add(write)
+                version: int = await future
+                return version
         put = Put(key, columns)
         if if_version is not None or if_absent or if_exists or where is not None:
             put = replace(put, if_version=if_version, if_absent=if_absent, if_exists=if_exists, where=where)
