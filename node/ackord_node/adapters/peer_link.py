@@ -168,8 +168,10 @@ class PeerLink:
         conversation = self._conversation
         if conversation is None or conversation.transport is None:
             return
-        while self.queue and not conversation.is_paused:
-            conversation.transport.write(chunk(self.queue.take()))
+        transport = conversation.transport
+        # uvloop's refuses a write from its end on, of which the conversation hears a turn of the loop later.
+        while self.queue and not conversation.is_paused and not transport.is_closing():
+            transport.write(chunk(self.queue.take()))
 
     # ------------------------------------------------------------------ life of the link
 

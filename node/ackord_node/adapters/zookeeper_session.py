@@ -129,7 +129,7 @@ class WireConnection(Connection):
 
     def _write_unsent(self) -> None:
         unsent, self._unsent = self._unsent, None
-        if unsent and self.writer is not None and not self.closing:
+        if unsent and self.writer is not None and self.is_open():  # uvloop refuses a write to what has ended
             self.writer.write(b"".join(unsent))
 
     async def open(self) -> None:
