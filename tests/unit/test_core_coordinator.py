@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
+from ackord_node.core.progress import NEVER
 from ackord_node.core.types import Member
 from tests.support.core_hand import ALL_WELL, TABLET, TIMING, coordinator, entries, serving
 
@@ -348,3 +349,20 @@ def test_a_member_that_waits_for_clients_is_not_slow() -> None:
             h.promise("n3", flags=flags)
         h.tick()
         assert h.c.progress["n3"].revoking is not is_well
+
+
+def test_a_member_that_is_not_behind_is_not_made_so_by_waiting_for_clients() -> None:
+    h = serving()
+    h.promise("n2", flags=ALL_WELL | m.FLAG_HOLDERS)
+    assert h.c.progress["n2"].behind_since == NEVER
+
+
+def test_a_learner_joins_on_the_promise_that_it_has_just_made() -> None:
+    """A tick later it may no longer cover what was granted meanwhile (R10), and a member's own changes nothing."""
+    h = serving("n1", "n2")
+    h.confirm("n3", h.r.state.log.end)
+    h.forget()
+    h.promise("n2")
+    assert not h.did(e.Swap)
+    h.promise("n3")
+    assert {member.node for member in h.swap().descriptor.in_sync} == {"n1", "n2", "n3"}
