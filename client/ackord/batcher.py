@@ -206,13 +206,15 @@ class Batcher:
         else:
             count = len(indices)
             ops = [group.ops[index] for index in indices]
-            if len(results) != count:
+            if not len(results) == len(set(indices)) == count:
                 raise ValueError(f"{len(results)} results for {count} operations")
             for index in indices:
                 group.ops[index] = None
         self._take_results(group.op, ops, results, failed)
         if failed:
             self._retry([(op, self._judge(op, error, link.name)) for op, error in failed])
+        if count >= group.unanswered_count and any(group.ops):
+            raise ValueError("an operation was answered twice, and another one of its group not at all")
         return count
 
     def _take_results(
@@ -230,10 +232,10 @@ class Batcher:
                     continue
             elif kind == OP_WRITE:
                 if type(result) is not int:
-                    if is_error(result) or type(result) is not list:
-                        failed.append((op, error_from_wire(result, op.row_of)))
+                    result = op.written(result)
+                    if isinstance(result, Error):
+                        failed.append((op, result))
                         continue
-                    result = op.written(*result)
                 op.release()
             elif is_error(result) or (kind != OP_AS_OF and type(result) is not list):
                 failed.append((op, error_from_wire(result)))
@@ -256,17 +258,14 @@ class Batcher:
         op.deliver(result)
 
     def _finish_error(self, op: Operation, error: Error) -> None:
-        is_write = isinstance(op, Write)
-        unknown = isinstance(op, Write) and op.is_unknown
-        self._finish(op, final_error(error, is_write=is_write, unknown=unknown))
+        self._finish(op, final_error(error, is_write=isinstance(op, Write), unknown=op.is_unknown))
 
     # -------------------------------------------------------------------------------- retries
 
     def _judge(self, op: Operation, error: Error, node: str) -> Next:
         """Decides about an attempt that ``node`` answered with an error, and learns from it."""
-        is_write = isinstance(op, Write)
-        unknown = isinstance(op, Write) and op.is_unknown
         op.error = error
+        is_write, unknown = isinstance(op, Write), op.is_unknown
         verdict = after_failure(
             error, is_write=is_write, unknown_before=unknown, node=node, redirects=op.redirects
         )

@@ -283,13 +283,14 @@ def after_failure(error: Error, *, is_write: bool, unknown_before: bool, node: s
     coordinator = error.detail.get("coordinator")
     coordinator = coordinator if isinstance(coordinator, str) else None
     moved = coordinator is not None and coordinator != node
+    hint = error.detail.get("retry_after_ms")
     elsewhere = not is_write and reason in ("no_lease", "no_tablet", "not_coordinator", "stale_routing")
     return Next(
         retry=True,
         at_once=redirects < REDIRECTS_MAX and (moved if is_write else elsewhere),
         refresh=reason in ("not_coordinator", "no_lease", "no_tablet", "stale_routing", None),
         coordinator=coordinator if moved else None,
-        retry_after_ms=error.detail.get("retry_after_ms"),
+        retry_after_ms=hint if type(hint) is int else None,
     )
 
 
@@ -305,6 +306,7 @@ def final_error(error: Error, *, is_write: bool, unknown: bool) -> Error:
         if not isinstance(error, OutcomeUnknown):
             return error
         return Unavailable(error.message, **error.detail)
+    unknown = unknown or type(error) is Error  # an answer that this SDK does not know tells nothing
     if not unknown or settles(error) or isinstance(error, OutcomeUnknown):
         return error
     return OutcomeUnknown(

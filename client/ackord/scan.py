@@ -248,6 +248,8 @@ class Scan:
         """A page has come: it waits for the caller, and the next is asked for if there is room."""
         self._is_asking = False
         (answer,) = future.result()
+        if not isinstance(answer, Error) and not _is_page(answer):
+            answer = Error(f"the node's answer is no page of a scan: {ascii(answer)[:80]}")
         if isinstance(answer, Error):
             self._error = answer
         else:
@@ -277,6 +279,12 @@ class Scan:
             self._start = follows
         if self._left == 0 or is_empty((self._start, self._end)):
             self._is_exhausted = True
+
+
+def _is_page(answer: Any) -> bool:
+    """``[[key, row, ...], follows]``, as far as the scan relies on it; what follows it is a key or nothing."""
+    flat, follows = answer if len(answer) == 2 else (None, None)
+    return type(flat) is list and len(flat) % 2 == 0 and (follows is None or type(follows) is bytes)
 
 
 async def count_rows(
@@ -329,7 +337,9 @@ async def _count_part(
         (answer,) = await many.future
         if isinstance(answer, Error):
             raise answer
-        found, start = answer
+        found, start = answer if len(answer) == 2 else (None, None)
+        if type(found) is not int or not (start is None or type(start) is bytes):
+            raise Error(f"the node's answer is no count: {ascii(answer)[:80]}")
         total += found
     return total
 

@@ -273,6 +273,7 @@ def test_a_refused_id_is_renewed_only_if_no_attempt_can_have_happened(reason: st
         (InvalidRequest("x"), True, InvalidRequest),
         (TableNotFound("x"), False, TableNotFound),
         (OutcomeUnknown("x"), False, OutcomeUnknown),
+        (Error("x"), False, OutcomeUnknown),  # an answer that this SDK does not know
     ],
 )
 def test_what_the_caller_of_a_write_is_told(last: Error, unknown: bool, expected: type[Error]) -> None:
