@@ -98,7 +98,8 @@ class Batcher:
         if self._is_closed:
             raise Unavailable("the store is closed")
         if open_count > options.queue_ops_max or open_bytes > options.queue_bytes_max:
-            raise queue_full(self.open_count, self.open_bytes, options.queue_ops_max)
+            has_count = open_count > options.queue_ops_max
+            raise queue_full(self.open_count, self.open_bytes, options, has_count=has_count)
         self.open_count, self.open_bytes = open_count, open_bytes
 
     def _enqueue(self, op: Operation) -> None:

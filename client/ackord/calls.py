@@ -17,6 +17,7 @@ from ackord.routing import TableRoute, TabletRoute
 from ackord.row import Row, Written
 from ackord.transport import Cancellable, Environment
 from ackord.wire.keys import is_auto_key
+from ackord.wire.limits import check_bounds
 from ackord.wire.messages import (
     CLIENT_ID_BYTES,
     COND_NONE,
@@ -49,6 +50,9 @@ class QueueOptions:
     queue_ops_max: int = 65_536  # operations under way, in flight included
     queue_bytes_max: int = 64 * 1024 * 1024  # bytes of their keys and columns
     inflight_ops_max: int = 16_384  # operations sent to one node and not answered
+
+    def __post_init__(self) -> None:
+        check_bounds("queue", self)
 
 
 class Many:

@@ -145,7 +145,9 @@ def _table_route(name: str, wire: Any, limits: Limits) -> TableRoute:
     ranges = tablets_from_wire(wire.get("tablets"))
     tablets = []
     for tablet, item in zip(ranges, wire["tablets"], strict=True):
-        coordinator = item.get("coordinator")
+        coordinator, in_sync = item.get("coordinator"), item.get("in_sync", ())
+        if not isinstance(in_sync, list | tuple):
+            raise ValueError(f"the in-sync set of tablet {tablet.id} is no list")
         tablets.append(
             TabletRoute(
                 id=tablet.id,
@@ -153,7 +155,7 @@ def _table_route(name: str, wire: Any, limits: Limits) -> TableRoute:
                 start=tablet.start,
                 end=tablet.end,
                 coordinator=coordinator if isinstance(coordinator, str) else None,
-                in_sync=tuple(str(node) for node in item.get("in_sync", ())),
+                in_sync=tuple(map(str, in_sync)),
                 epoch=_int(item, "epoch"),
             )
         )
@@ -178,13 +180,12 @@ class NodeChooser:
     """
 
     def __init__(self, reads: str) -> None:
-        if reads not in ("any", "round_robin", "coordinator") and not (
-            reads.startswith("node:") and len(reads) > 5
-        ):
+        is_node = str(reads).startswith("node:") and reads != "node:"
+        if not is_node and reads not in ("any", "round_robin", "coordinator"):
             raise InvalidRequest(
                 f"reads={reads!r} is none of 'any', 'round_robin', 'coordinator', 'node:NAME'",
                 field="reads",
-                value=reads,
+                value=ascii(reads)[:60],
             )
         self.reads = reads
         self.latency_s: dict[str, float] = {}

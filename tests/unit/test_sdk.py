@@ -155,11 +155,37 @@ async def test_bad_input_is_refused_before_anything_is_sent(
 
 
 @pytest.mark.parametrize(
-    "urls", ["", "ftp://h", "http://", "http://h/path", [""], [], "http://h:99999", "h:x", [1]]
+    "urls",
+    [
+        *["", "ftp://h", "http://", "http://h/path", [""], [], "http://h:99999", "h:x", [1]],
+        *[
+            "http://[::1",
+            "http://h:1#x",
+            "http://h:1#",
+            "http://h:1?",
+            "http://me:secret@h:1",
+            "http://h h:1",
+        ],
+    ],
 )
 def test_addresses_that_cannot_be(urls: Any) -> None:
     with pytest.raises(ackord.InvalidRequest, match="address"):
         ackord.connect(urls)
+
+
+@pytest.mark.parametrize(
+    "urls", ["h:1", "http://h", "https://h:1/", "[::1]:7801", "a.b-c:1, http://10.0.0.1:2"]
+)
+def test_addresses_that_can_be(urls: str) -> None:
+    ackord.connect(urls)
+
+
+@pytest.mark.parametrize("bounds", [{"queue_ops_max": 0}, {"inflight_ops_max": -1}, {"queue_bytes_max": 1.5}])
+def test_bounds_of_the_queue_are_positive_ints(bounds: dict[str, Any]) -> None:
+    (name,) = bounds
+    with pytest.raises(ackord.InvalidRequest, match=f"queue: {name}=") as caught:
+        ackord.QueueOptions(**bounds)
+    assert caught.value.detail["field"] == name
 
 
 async def test_nobody_there() -> None:
@@ -511,13 +537,14 @@ async def test_a_full_queue_refuses_at_once(cluster: FakeCluster) -> None:
         for call in done:
             error = call.exception()
             assert isinstance(error, ackord.Unavailable) and error.detail["reason"] == "client_queue_full"
+            assert (error.detail["field"], error.detail["limit"]) == ("queue_ops_max", 10)
         sent = sum(len(group[6]) for group in node.ops_of(OP_WRITE)) - 1
         assert sent == 4
         outcomes = await asyncio.gather(*(set(calls) - done), return_exceptions=True)
         kinds = [type(outcome) for outcome in outcomes]
         assert kinds.count(ackord.OutcomeUnknown) == 4  # only what was sent may have happened
         assert kinds.count(ackord.Unavailable) == 6
-        with pytest.raises(ackord.Unavailable, match="bytes"):
+        with pytest.raises(ackord.Unavailable, match="queue_bytes_max is 10000"):
             await table.put(1, {"x": b"x" * 20_000})
 
 
