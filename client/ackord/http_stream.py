@@ -129,10 +129,12 @@ class HttpStream(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        if was_open and not transport.is_closing():
-            transport.write(b"0\r\n\r\n")
-            await asyncio.wait([self._lost], timeout=CLOSE_TIMEOUT_S)
-        transport.abort()
+        try:
+            if was_open and not transport.is_closing():
+                transport.write(b"0\r\n\r\n")
+                await asyncio.wait([self._lost], timeout=CLOSE_TIMEOUT_S)
+        finally:
+            transport.abort()
         await asyncio.wait([self._lost], timeout=CLOSE_TIMEOUT_S)
 
     # ------------------------------------------------------------------------ the connection
@@ -168,11 +170,14 @@ class HttpStream(asyncio.Protocol):
     def _end(self, reason: str) -> None:
         if self._transport is not None:
             self._transport.abort()
-        if not self.accepted.done():
+        if self.accepted.cancelled():
+            self._is_closing = True  # who wanted the stream has gone, perhaps in this turn of the loop
+        elif not self.accepted.done():
             if self._status not in (0, 200):
                 self.accepted.set_result((self._status, bytes(self._refusal)))
             else:
                 self.accepted.set_exception(ConnectionError(reason))
+                self.accepted.exception()  # may go unheard: its caller may not have come so far as to wait for it
         elif not self._is_closing:
             self._is_closing = True
             self._on_closed(Unavailable(f"the stream ended: {reason}"))
@@ -191,6 +196,8 @@ class HttpStream(asyncio.Protocol):
 
     def _head_received(self, data: bytes) -> None:
         """Until the answer's head is there; of a refusal also its body, which says why."""
+        if self.accepted.cancelled():
+            return
         if not self._status:
             self._head += data
             head, found, data = bytes(self._head).partition(b"\r\n\r\n")
@@ -232,7 +239,7 @@ def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
             raise ProtocolError(f"the field {line[:60]!a}")
         fields[name.strip().lower()] = value.strip()
     length = fields.get("content-length", "0")
-    if not (length.isascii() and length.isdigit()):
+    if not (length.isascii() and length.isdigit() and len(length) <= 18):
         raise ProtocolError("a length that is no number")
     return int(status), fields
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from ackord.errors import Error, Unavailable
 from ackord.http_stream import HEAD_BYTES_MAX, ChunkReader, HttpStream, ProtocolError, parse_head
 from ackord.transport import HttpTransport
-from ackord.wire.frames import encode_frame, packb
+from ackord.wire.frames import FrameDecoder, encode_frame, packb
 
 OK = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -65,9 +66,13 @@ async def server(answer: Answer) -> AsyncIterator[str]:
     """A server of one connection, which ``answer`` serves once the request's head has come."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        await answer(reader, writer)
-        writer.close()
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            await answer(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client has gone
+        finally:
+            writer.close()
 
     made = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with made:
@@ -154,3 +159,73 @@ async def test_garbage_on_an_open_stream_ends_it_once() -> None:
         await stream.close()
         assert len(ends) == 1
         assert "a frame of" in ends[0].message
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_caller_who_goes_away_at_any_turn_leaves_nothing_behind(turns: int) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + chunked(encode_frame(["hello"])))
+        await reader.read()
+
+    complaints: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    ends: list[Error] = []
+    async with server(answer) as url:
+        call = asyncio.create_task(connected(url, [], ends))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        call.cancel()
+        (outcome,) = await asyncio.gather(call, return_exceptions=True)
+        if isinstance(outcome, HttpStream):
+            await outcome.close()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        del call, outcome
+        gc.collect()
+        assert complaints == []
+        assert ends == []
+
+
+async def test_an_answer_in_the_turn_in_which_its_caller_goes_away_is_passed_over() -> None:
+    loop = asyncio.get_running_loop()
+    complaints: list[Any] = []
+    loop.set_exception_handler(lambda loop, context: complaints.append(context))
+    ends: list[Error] = []
+    frames: list[Any] = []
+    stream = HttpStream("http://h:1", b"", FrameDecoder(1 << 20), frames.extend, ends.append)
+    stream.accepted.cancel()  # as its task is cancelled, which has not run yet
+    stream.data_received(OK + chunked(encode_frame(["hello"])))
+    stream.connection_lost(None)
+    assert (frames, ends, complaints) == ([], [], [])
+
+
+async def test_a_close_that_is_cancelled_still_gives_the_socket_back() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK)
+        try:
+            await reader.read()
+        finally:
+            gone.set()
+
+    gone = asyncio.Event()
+    async with server(answer) as url:
+        stream = await connected(url, [], [])
+        closing = asyncio.create_task(stream.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+        async with asyncio.timeout(5):
+            await gone.wait()
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h:99999", "http://" + "x" * 70 + ".org:1", "http://a..b:1", "http://[::1"]
+)
+async def test_an_address_that_cannot_be_is_unavailable(url: str) -> None:
+    with pytest.raises(Unavailable, match="no stream to"):
+        await connected(url, [], [])
+
+
+def test_a_length_of_thousands_of_digits_is_no_length() -> None:
+    with pytest.raises(ProtocolError):
+        parse_head(b"HTTP/1.1 503 No\r\nContent-Length: " + b"1" * 5000)
