@@ -148,10 +148,12 @@ class Store:
             tasks.append(self._refreshing)
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        await self.batcher.close()
-        await self._transport.close()
+        try:
+            if tasks:
+                await asyncio.wait(tasks)
+            await self.batcher.close()
+        finally:
+            await self._transport.close()
 
     # --------------------------------------------------------------------------------- tables
 

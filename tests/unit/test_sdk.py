@@ -124,6 +124,17 @@ async def test_tables_and_status(store: ackord.Store) -> None:
         await store.describe_table("u")
 
 
+async def test_a_close_that_is_cancelled_still_closes_the_transport(cluster: FakeCluster) -> None:
+    store = await ackord.connect([cluster.nodes["n2"].url])
+    await until(lambda: any(link.is_up for link in store.batcher.links.values()))
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    assert store._transport._session.closed  # type: ignore[attr-defined]
+    await until(lambda: not any("NodeLink" in repr(task) for task in asyncio.all_tasks()))
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -137,6 +148,9 @@ async def test_tables_and_status(store: ackord.Store) -> None:
         lambda s, t: t.get_many([("a", k) for k in range(201)]),
         lambda s, t: t.write_many([ackord.Put(("a", k), {}) for k in range(201)]),
         lambda s, t: t.write_many([("a", 1)]),
+        lambda s, t: t.write_many([("a", 1)], atomic=True),
+        lambda s, t: t.write_many([ackord.Put(("a", 1), {}), "x"], atomic=True),
+        lambda s, t: t.write_many([ackord.Put((), {})], atomic=True),
         lambda s, t: t.scan(("a", 1, 2)).rows(),
         lambda s, t: s.create_table("x", {"a": float}),
         lambda s, t: s.create_table("x", {}),
