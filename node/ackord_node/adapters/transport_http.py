@@ -153,7 +153,7 @@ class HttpPeerTransport:
         if taken is not None:
             request.protocol.set_parser(cast(Any, taken))
         self._accepted[node] = stream
-        self._links[node].hurry()
+        self._links[node].met(incarnation)
         try:
             await response.write(encode_frame([frames[0][0], self.name, self.incarnation]))
             for frame in frames[1:]:
