@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,6 +16,8 @@ from ackord.errors import InvalidRequest, Unauthorized, Unavailable
 from ackord.wire.frames import FrameDecoder, encode_frame
 from ackord.wire.limits import DEFAULT_LIMITS, Limits
 from ackord.wire.messages import STREAM_CONTENT_TYPE, TOLD
+from ackord_node.framing import chunk
+from ackord_node.server import stream as streams
 from tests.support.fake_service import FakeService
 from tests.support.http_node import HttpNode, http_node
 from tests.support.transports import eventually
@@ -437,3 +440,34 @@ async def test_too_many_streams_are_refused() -> None:
             assert response.status == 503
             assert response.headers["Retry-After"] == "1"
             assert (await response.json())["error"]["detail"]["limit"] == 1
+
+
+async def test_what_came_before_something_that_ends_the_stream_is_taken_on(
+    node: HttpNode, stream: Stream
+) -> None:
+    stream.send(write(1, put(1, b"a")), ["no number"])
+    await eventually(lambda: node.service.flushes == 1)
+    assert len(node.service.groups) == 1
+
+
+async def test_a_client_that_reads_nothing_does_not_keep_a_stream_that_has_ended(
+    node: HttpNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "DRAIN_TIMEOUT_S", 0.2)
+    node.service.rows[b"big"] = (1).to_bytes(8, "big") + b"x" * 3_500_000
+    host, port = node.url.removeprefix("http://").split(":")
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect((host, int(port)))
+    _, writer = await asyncio.open_connection(sock=sock, limit=1024)
+    try:
+        head = f"POST /v1/stream HTTP/1.1\r\nHost: h\r\nContent-Type: {STREAM_CONTENT_TYPE}\r\n"
+        writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk(encode_frame(HELLO)))
+        writer.write(chunk(encode_frame([[rid, 1, 4, [b"big"]] for rid in (1, 2)])))
+        await eventually(lambda: len(node.service.groups) == 2)
+        writer.write(chunk(b"\xff" * 8))  # the end of the stream
+        server = node.runner.server
+        assert server is not None
+        await eventually(lambda: not server.connections)
+    finally:
+        writer.transport.abort()

@@ -114,7 +114,7 @@ class StreamHandlers:
             self._streams.discard(stream)
             self._metrics.client_streams(len(self._streams))
             if request.transport is not None:
-                request.transport.close()  # else aiohttp goes on reading what may never end
+                _end(request.transport)
         return response
 
     async def drain(self) -> None:
@@ -122,6 +122,14 @@ class StreamHandlers:
         self._is_stopping = True
         if self._streams:
             await asyncio.gather(*(stream.drain() for stream in list(self._streams)))
+
+
+def _end(transport: asyncio.Transport) -> None:
+    """Closes the connection, else aiohttp goes on reading what may never end. A client that reads nothing keeps it, and
+    what was to be sent, no longer than a moment."""
+    transport.close()
+    if transport.get_write_buffer_size():
+        asyncio.get_running_loop().call_later(DRAIN_TIMEOUT_S, transport.abort)
 
 
 class Sender(Protocol):
@@ -269,8 +277,8 @@ class ClientStream:
             total = self._submit(frame, arrived_s)
         finally:
             self._is_submitting = False
+            self._service.flush()  # also what came before something that ends the stream
         if total:
-            self._service.flush()
             self._metrics.client_frame(total)
         if self._answers:
             self._send_answers()
