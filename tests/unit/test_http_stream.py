@@ -9,41 +9,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ackord.errors import Error, Unavailable
-from ackord.http_stream import HEAD_BYTES_MAX, ChunkReader, HttpStream, ProtocolError, parse_head
+from ackord.http_stream import HEAD_BYTES_MAX, HttpStream, ProtocolError, parse_head
 from ackord.transport import HttpTransport
+from ackord.wire.chunks import chunk
 from ackord.wire.frames import FrameDecoder, encode_frame, packb
 
 OK = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-def chunked(part: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(part), part)
-
-
-@given(st.lists(st.binary(min_size=1, max_size=300), max_size=8), st.data())
-def test_a_chunked_body_comes_out_whole_however_it_is_cut(parts: list[bytes], data: st.DataObject) -> None:
-    sent = b"".join(map(chunked, parts)) + b"0\r\n\r\n"
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=12)))
-    reader, found = ChunkReader(), b""
-    for start, stop in zip([0, *cuts], [*cuts, len(sent)], strict=True):
-        assert not reader.is_finished or not sent[start:stop].strip(b"\r\n")
-        found += b"".join(reader.feed(sent[start:stop]))
-    assert found == b"".join(parts)
-    assert reader.is_finished
-
-
-@pytest.mark.parametrize("sent", [b"\r\n", b"zz\r\nx", b"-1\r\nx", b"123456789\r\nx", b"1" * 256])
-def test_a_chunk_without_a_proper_size_is_refused(sent: bytes) -> None:
-    with pytest.raises(ProtocolError):
-        ChunkReader().feed(sent)
-
-
-def test_chunk_extensions_are_passed_over() -> None:
-    assert ChunkReader().feed(b"3;name=value\r\nabc\r\n") == [b"abc"]
 
 
 @pytest.mark.parametrize(
@@ -94,9 +67,9 @@ async def test_frames_go_both_ways_in_chunks_of_any_size() -> None:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         hello = encode_frame(["hello"])
-        assert await reader.readexactly(len(chunked(hello))) == chunked(hello)
-        writer.write(OK + b"".join(chunked(answers[at : at + 7]) for at in range(0, len(answers), 7)))
-        question = chunked(encode_frame([1, 2]))
+        assert await reader.readexactly(len(chunk(hello))) == chunk(hello)
+        writer.write(OK + b"".join(chunk(answers[at : at + 7]) for at in range(0, len(answers), 7)))
+        question = chunk(encode_frame([1, 2]))
         assert await reader.readexactly(len(question)) == question
         writer.write(b"0\r\n\r\n")
 
@@ -120,7 +93,7 @@ async def test_a_refusal_says_what_the_node_said(is_chunked: bool) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         field = b"Transfer-Encoding: chunked" if is_chunked else b"Content-Length: %d" % len(body)
         writer.write(b"HTTP/1.1 503 No\r\n%b\r\n\r\n" % field)
-        writer.write(chunked(body[:20]) + chunked(body[20:]) + b"0\r\n\r\n" if is_chunked else body)
+        writer.write(chunk(body[:20]) + chunk(body[20:]) + b"0\r\n\r\n" if is_chunked else body)
 
     async with server(answer) as url:
         with pytest.raises(Unavailable, match="full"):
@@ -147,7 +120,7 @@ async def test_a_server_that_is_no_node_is_unavailable(said: bytes) -> None:
 
 async def test_garbage_on_an_open_stream_ends_it_once() -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(OK + chunked(b"\xff\xff\xff\xff\xff"))
+        writer.write(OK + chunk(b"\xff\xff\xff\xff\xff"))
         await reader.read()
 
     ends: list[Error] = []
@@ -164,7 +137,7 @@ async def test_garbage_on_an_open_stream_ends_it_once() -> None:
 @pytest.mark.parametrize("turns", range(12))
 async def test_a_caller_who_goes_away_at_any_turn_leaves_nothing_behind(turns: int) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(OK + chunked(encode_frame(["hello"])))
+        writer.write(OK + chunk(encode_frame(["hello"])))
         await reader.read()
 
     complaints: list[Any] = []
@@ -194,7 +167,7 @@ async def test_an_answer_in_the_turn_in_which_its_caller_goes_away_is_passed_ove
     frames: list[Any] = []
     stream = HttpStream("http://h:1", b"", FrameDecoder(1 << 20), frames.extend, ends.append)
     stream.accepted.cancel()  # as its task is cancelled, which has not run yet
-    stream.data_received(OK + chunked(encode_frame(["hello"])))
+    stream.data_received(OK + chunk(encode_frame(["hello"])))
     stream.connection_lost(None)
     assert (frames, ends, complaints) == ([], [], [])
 

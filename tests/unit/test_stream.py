@@ -13,10 +13,10 @@ import aiohttp
 import pytest
 
 from ackord.errors import InvalidRequest, Unauthorized, Unavailable
+from ackord.wire.chunks import chunk
 from ackord.wire.frames import FrameDecoder, encode_frame
 from ackord.wire.limits import DEFAULT_LIMITS, Limits
 from ackord.wire.messages import STREAM_CONTENT_TYPE, TOLD
-from ackord_node.framing import chunk
 from ackord_node.server import stream as streams
 from tests.support.fake_service import FakeService
 from tests.support.http_node import HttpNode, http_node

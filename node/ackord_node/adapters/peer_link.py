@@ -15,10 +15,10 @@ import socket
 from typing import Any, Protocol, cast
 
 from ackord.errors import Error, InvalidRequest, Unavailable
+from ackord.wire.chunks import ChunkDecoder, chunk
 from ackord.wire.frames import FrameDecoder, encode_frame
 from ackord.wire.messages import HELLO_ALONE_HEADER, HELLO_REFUSED, STREAM_CONTENT_TYPE
 from ackord_node.adapters.peer_queue import PeerQueue
-from ackord_node.framing import ChunkDecoder, chunk
 from ackord_node.ports import PeerListener
 
 PEER_PATH = "/peer/v1/stream"

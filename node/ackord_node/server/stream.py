@@ -21,6 +21,7 @@ import aiohttp
 from aiohttp import web
 
 from ackord.errors import BY_CODE, Error, InvalidRequest, Unauthorized, Unavailable
+from ackord.wire.chunks import chunk
 from ackord.wire.frames import FrameDecoder, encode_frame, packb
 from ackord.wire.messages import (
     HELLO_REFUSED,
@@ -43,7 +44,7 @@ from ackord.wire.messages import (
     error_to_wire,
     is_error,
 )
-from ackord_node.framing import join_frame
+from ackord_node.framing import first_frames, join_frame
 from ackord_node.runtime.service import Service
 from ackord_node.server.bodies import BodyRefused, check_query
 from ackord_node.server.groups import GroupChecker
@@ -154,7 +155,7 @@ class ChunkSender:
         return transport.get_write_buffer_size() < UNTAKEN_BYTES_MAX and not transport.is_closing()
 
     def send(self, frame: bytes) -> None:
-        self._transport.write(b"%x\r\n%b\r\n" % (len(frame), frame))
+        self._transport.write(chunk(frame))
 
 
 def _sender(request: web.Request, response: web.StreamResponse) -> Sender | None:
@@ -233,7 +234,7 @@ class ClientStream:
         content = self._request.content
         decoder = FrameDecoder(self._service.limits.frame_bytes)
         async with asyncio.timeout(HELLO_TIMEOUT_S):
-            frames = await _first_frames(content, decoder)
+            frames = await first_frames(content, decoder)
         await self._welcome(frames.pop(0))
         while True:
             for frame in frames:
@@ -446,13 +447,3 @@ class ClientStream:
 
 def _error_name(wire: Any) -> str:
     return BY_CODE.get(wire[0], Error).name
-
-
-async def _first_frames(content: aiohttp.StreamReader, decoder: FrameDecoder) -> list[Any]:
-    while True:
-        data = await content.readany()
-        if not data:
-            raise EOFError("the stream ended before its first frame")
-        frames = decoder.feed(data)
-        if frames:
-            return frames
