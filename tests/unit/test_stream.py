@@ -14,7 +14,7 @@ import pytest
 
 from ackord.errors import InvalidRequest, Unauthorized, Unavailable
 from ackord.wire.chunks import chunk
-from ackord.wire.frames import FrameDecoder, encode_frame
+from ackord.wire.frames import FrameDecoder, encode_frame, packb
 from ackord.wire.limits import DEFAULT_LIMITS, Limits
 from ackord.wire.messages import STREAM_CONTENT_TYPE, TOLD
 from ackord_node.server import stream as streams
@@ -165,6 +165,28 @@ async def test_a_big_answer_is_split_and_complete(node: HttpNode, stream: Stream
             got.update(zip(indices, results, strict=True))
     assert got == {number: node.service.rows[keys[number]] for number in range(40)}
     assert stream.frames_count > 2
+
+
+async def test_a_very_big_answer_is_not_packed_again_and_again(
+    node: HttpNode, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed_bytes = 0
+
+    def counted(value: Any) -> bytes:
+        nonlocal packed_bytes
+        packed = packb(value)
+        packed_bytes += len(packed)
+        return packed
+
+    monkeypatch.setattr(streams, "packb", counted)
+    node.service.rows[b"big"] = bytes(8) + b"x" * 100_000
+    stream.send([7, 1, 4, [b"big"] * 300])
+    answered = 0
+    while answered < 300:
+        for _, indices, rows in await stream.frame():
+            assert indices == list(range(answered, answered + len(rows)))
+            answered += len(rows)
+    assert packed_bytes < 2.1 * 300 * 100_000
 
 
 async def test_what_a_holder_is_told_comes_whole_and_in_order_with_answers(

@@ -352,9 +352,12 @@ class ClientStream:
         if len(packed) > ANSWER_BYTES and indices != WHOLE_GROUP and rid != TOLD and len(results) > 1:
             if indices is None:
                 indices = list(range(len(results)))
-            half = len(results) // 2
-            self._queue([rid, indices[:half], results[:half]])
-            self._queue([rid, indices[half:], results[half:]])
+            count = max(
+                1, len(results) * ANSWER_BYTES // len(packed)
+            )  # each part is packed once more, not ever again
+            del packed
+            for at in range(0, len(results), count):
+                self._queue([rid, indices[at : at + count], results[at : at + count]])
             return
         self._answers.append(packed)
         self._answers_bytes += len(packed)
