@@ -13,6 +13,7 @@ import pytest
 from ackord.wire.frames import packb
 from ackord.wire.limits import DEFAULT_LIMITS
 from ackord.wire.messages import OP_WRITE
+from ackord.wire.ranges import seal
 from ackord_node.server.metrics import Metrics
 from tests.support.http_node import ORDERS, Client, HttpNode, error_of, http_node
 
@@ -317,6 +318,7 @@ async def _all(call: Client, query: str) -> list[Any]:
         ("end=%5B%5D&end_at=%5B%5D", "end_at"),
         ("after=%21", "after"),
         ("after=cg&reverse=false", "after"),
+        ("after=" + seal("page", [1, False, 5]), "after"),
         ("reverse=1", "reverse"),
         ("offset=3", "offset"),
     ],
