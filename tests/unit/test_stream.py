@@ -381,6 +381,7 @@ async def test_a_bad_group_is_answered_and_the_others_go_on(
         encode_frame([[-1, 1, 4, [b"a"]]]),
         encode_frame([[]]),
         encode_frame([5]),
+        encode_frame(None),
         encode_frame({"rid": 1}),
         encode_frame([[1, 1, 4, [b"a"]]] * 2),
         encode_frame([[1, 1, 4, [b"a"]]] * 4097),
@@ -451,6 +452,15 @@ async def test_a_client_that_does_not_take_its_answers_is_not_read_on() -> None:
         await asyncio.sleep(0.2)
         assert taken == len(service.groups) < 100
         assert len(await stream.answers(200)) == 200
+
+
+async def test_a_frame_that_asks_for_more_than_the_client_takes_waits_for_it() -> None:
+    async with limited() as (_node, stream, service):
+        service.rows[b"a"] = bytes(8) + b"x" * 1_000_000
+        stream.send(*[[rid, 1, 4, [b"a"]] for rid in range(100)])
+        await asyncio.sleep(0.5)
+        assert 8 <= len(service.groups) < 50
+        assert [answer[0] for answer in await stream.answers(100)] == list(range(100))
 
 
 async def test_too_many_streams_are_refused() -> None:

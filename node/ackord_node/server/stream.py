@@ -238,10 +238,13 @@ class ClientStream:
         await self._welcome(frames.pop(0))
         while True:
             for frame in frames:
-                while self._is_congested():
-                    self._room = self._loop.create_future()
-                    await self._room
-                self._take(frame)
+                rest, is_left = frame, True
+                while is_left:
+                    while self._is_congested():
+                        self._room = self._loop.create_future()
+                        await self._room
+                    rest = self._take(rest)
+                    is_left = bool(rest)
             data = await content.readany()
             if not data:
                 return
@@ -267,15 +270,16 @@ class ClientStream:
             encode_frame([version, service.cluster, service.name, service.incarnation, service.now_version()])
         )
 
-    def _take(self, frame: Any) -> None:
-        """Submits the groups of one frame."""
+    def _take(self, frame: Any) -> list[Any]:
+        """Submits the groups of one frame; returns those for which there is no room, because of what the others were
+        answered."""
         most = self._service.limits.frame_groups_count
         if type(frame) is not list or len(frame) > most:
             raise InvalidRequest(f"a frame is a list of at most {most} groups", field="frame", limit=most)
         arrived_s = self._loop.time()
         self._is_submitting = True
         try:
-            total = self._submit(frame, arrived_s)
+            total, rest = self._submit(frame, arrived_s)
         finally:
             self._is_submitting = False
             self._service.flush()  # also what came before something that ends the stream
@@ -283,12 +287,15 @@ class ClientStream:
             self._metrics.client_frame(total)
         if self._answers:
             self._send_answers()
+        return rest
 
-    def _submit(self, frame: list[Any], arrived_s: float) -> int:
-        """How many operations the node was given."""
+    def _submit(self, frame: list[Any], arrived_s: float) -> tuple[int, list[Any]]:
+        """How many operations the node was given, and the groups that are left."""
         submit = self._service.submit
         total = 0
-        for group in frame:
+        for at, group in enumerate(frame):
+            if self._answers_bytes >= UNSENT_BYTES_MAX:
+                return total, frame[at:]
             rid = self._checker.rid_of(group)
             if rid is None:
                 raise InvalidRequest("a group has no number: it must begin with an int", field="rid")
@@ -306,7 +313,7 @@ class ClientStream:
             self._inflight += count
             total += count
             submit(group, self._respond)
-        return total
+        return total, []
 
     def _is_congested(self) -> bool:
         return self._inflight >= self._inflight_max or self._answers_bytes >= UNSENT_BYTES_MAX
