@@ -101,7 +101,8 @@ class Batcher:
         if self._is_closed:
             raise Unavailable("the store is closed")
         if open_count > options.queue_ops_max or open_bytes > options.queue_bytes_max:
-            raise queue_full(self.open_count, self.open_bytes, options.queue_ops_max)
+            has_count = open_count > options.queue_ops_max
+            raise queue_full(self.open_count, self.open_bytes, options, has_count=has_count)
         self.open_count, self.open_bytes = open_count, open_bytes
 
     def _enqueue(self, op: Operation) -> None:
@@ -213,13 +214,15 @@ class Batcher:
         else:
             count = len(indices)
             ops = [group.ops[index] for index in indices]
-            if len(results) != count:
+            if not len(results) == len(set(indices)) == count:
                 raise ValueError(f"{len(results)} results for {count} operations")
             for index in indices:
                 group.ops[index] = None
         self._take_results(group.op, ops, results, failed)
         if failed:
             self._retry([(op, self._judge(op, error, link.name)) for op, error in failed])
+        if count >= group.unanswered_count and any(group.ops):
+            raise ValueError("an operation was answered twice, and another one of its group not at all")
         return count
 
     def _take_results(
@@ -237,10 +240,10 @@ class Batcher:
                     continue
             elif kind == OP_WRITE:
                 if type(result) is not int:
-                    if is_error(result) or type(result) is not list:
-                        failed.append((op, error_from_wire(result, op.row_of)))
+                    result = op.written(result)
+                    if isinstance(result, Error):
+                        failed.append((op, result))
                         continue
-                    result = op.written(*result)
                 op.release()
             elif is_error(result) or (kind != OP_AS_OF and type(result) is not list):
                 failed.append((op, error_from_wire(result)))
@@ -263,16 +266,14 @@ class Batcher:
         op.deliver(result)
 
     def _finish_error(self, op: Operation, error: Error) -> None:
-        unknown = isinstance(op, Write) and op.is_unknown
-        self._finish(op, final_error(error, is_write=isinstance(op, Write), unknown=unknown))
+        self._finish(op, final_error(error, is_write=isinstance(op, Write), unknown=op.is_unknown))
 
     # -------------------------------------------------------------------------------- retries
 
     def _judge(self, op: Operation, error: Error, node: str) -> Next:
         """Decides about an attempt that ``node`` answered with an error, and learns from it."""
-        is_write = isinstance(op, Write)
-        unknown = isinstance(op, Write) and op.is_unknown
         op.error = error
+        is_write, unknown = isinstance(op, Write), op.is_unknown
         verdict = after_failure(
             error, is_write=is_write, unknown_before=unknown, node=node, redirects=op.redirects
         )
@@ -474,9 +475,7 @@ class Batcher:
         self._is_closed = True
         error = Unavailable("the store was closed")
         sent: list[Operation] = []
-        unsent: list[Operation] = [
-            op for pending in self._pending.values() for ops in pending.values() for op in ops
-        ]
+        unsent = [op for pending in self._pending.values() for ops in pending.values() for op in ops]
         unsent.extend(op for group in self.reads.take(GROUP_OPS_MAX) for op in group.ops)
         for timer in (self._flush_timer, self._sweep_timer, self._gather.timer):
             if timer is not None:

@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ackord.errors import InvalidRequest
 from ackord.row import Row
+from ackord.wire.limits import check_bounds
 
 ENTRY_BYTES: Final = 400  # beside key and row, about
 NEVER: Final = float("-inf")
@@ -29,14 +29,7 @@ class CacheOptions:
     bytes_max: int = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
-        for name in ("rows_max", "bytes_max"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise InvalidRequest(
-                    f"cache: {name}={ascii(value)[:60]} is no positive int",
-                    field=name,
-                    value=ascii(value)[:60],
-                )
+        check_bounds("cache", self)
 
 
 @dataclass(frozen=True, slots=True)

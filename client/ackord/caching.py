@@ -43,18 +43,20 @@ class Caching:
         self._by_tablet: dict[int, RowCache] = {}
         self._due: dict[tuple[str, int, int], int] = {}  # (node, tablet, number) -> the last message of it
         self._turned_at = 0.0
+        self._is_closed = False
+        self._lease_s_max = batcher.routing.limits.cache_lease_ms / 1000
         batcher.on_told = self.told
 
     def cache_of(self, table: str, options: CacheOptions) -> RowCache:
         """One for each table, whoever asks; its bounds are those of who asked first."""
         cache = self._caches.get(table)
         if cache is None:
-            lease_s_max = self._batcher.routing.limits.cache_lease_ms / 1000
-            cache = self._caches[table] = RowCache(options, lease_s_max)
+            cache = self._caches[table] = RowCache(options, self._lease_s_max)
         return cache
 
     def close(self) -> None:
         """Nothing is answered from memory any more."""
+        self._is_closed = True
         for cache in self._caches.values():
             cache.clear()
 
@@ -62,6 +64,8 @@ class Caching:
 
     def granted(self, node: str, hold: Hold, raw: bytes | None, grant: list[Any], sent_at: float) -> None:
         number, seconds, as_of = grant
+        if self._is_closed:
+            return
         tablet, now = hold.tablet.id, self.clock()
         cache = self._caches[hold.table.name]
         self._by_tablet[tablet] = cache
@@ -72,7 +76,9 @@ class Caching:
         cache.keep(hold.encoded, (hold.key, hold.name), raw, lease, as_of, now)
 
     def _extend(self, lease: Lease, seconds: float, sent_at: float, now: float) -> None:
-        """From when it was asked for: however late this comes, the node waits no longer."""
+        """From when it was asked for: however late this comes, the node waits no longer. And never for longer than
+        floors are remembered, whatever a node whose limits are other ones by now grants."""
+        seconds = min(seconds, self._lease_s_max)
         until = sent_at + seconds
         if until > lease.until:
             lease.until = until

@@ -17,6 +17,7 @@ from ackord.routing import TableRoute, TabletRoute
 from ackord.row import Row, Written
 from ackord.transport import Cancellable, Environment
 from ackord.wire.keys import is_auto_key
+from ackord.wire.limits import check_bounds
 from ackord.wire.messages import (
     CLIENT_ID_BYTES,
     COND_NONE,
@@ -29,6 +30,8 @@ from ackord.wire.messages import (
     OP_SELECT,
     OP_WRITE,
     VERSION_COUNTER_BITS,
+    error_from_wire,
+    is_error,
 )
 
 WINDOW_COUNT_MAX: Final = (
@@ -47,6 +50,9 @@ class QueueOptions:
     queue_ops_max: int = 65_536  # operations under way, in flight included
     queue_bytes_max: int = 64 * 1024 * 1024  # bytes of their keys and columns
     inflight_ops_max: int = 16_384  # operations sent to one node and not answered
+
+    def __post_init__(self) -> None:
+        check_bounds("queue", self)
 
 
 class Many:
@@ -162,6 +168,7 @@ class Get:
     op: int = OP_GET
     group_kind: type[Group] | None = None  # of what it travels in, if that is special
     size: int = 0  # bytes that it holds while it waits
+    is_unknown: bool = False  # of a write: an attempt without an answer may have happened
 
     def __init__(
         self,
@@ -224,7 +231,7 @@ class Query(Get):
 
 
 class Write(Get):
-    """A put, update or delete of one row. ``is_unknown``: an attempt without an answer may have happened."""
+    """A put, update or delete of one row."""
 
     __slots__ = (
         "attempts",
@@ -257,10 +264,13 @@ class Write(Get):
         self.attempts = 0
         self.is_unknown = False
 
-    def written(self, version: int, raw: bytes | None) -> Written:
-        """The result of a write that returns a row; ValueError if it is none."""
+    def written(self, result: Any) -> Written | Error:
+        """A result other than a version: the row that it returns, or an error; one that is neither is one, too."""
+        if type(result) is not list or is_error(result):
+            return error_from_wire(result, self.row_of)
+        version, raw = result if len(result) == 2 else (None, None)
         if type(version) is not int or not (raw is None or type(raw) is bytes):
-            raise ValueError(f"the result of a write: {ascii(version)[:40]}")
+            return Error(f"the node's answer to a write is none: {ascii(result)[:80]}")
         key = (*self.key[:-1], version) if is_auto_key(self.key) else self.key
         return Written(key, version, None if raw is None else Row(key, raw))
 

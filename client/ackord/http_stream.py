@@ -15,13 +15,13 @@ from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from ackord.errors import Error, Unavailable
+from ackord.wire.chunks import LAST_CHUNK, ChunkDecoder, ChunkError, chunk
 from ackord.wire.frames import FrameDecoder, FrameError
 from ackord.wire.messages import MSGPACK_CONTENT_TYPE, STREAM_CONTENT_TYPE
 
 CLOSE_TIMEOUT_S: Final = 0.5
 HEAD_BYTES_MAX: Final = 64 * 1024
 REFUSAL_BYTES_MAX: Final = 64 * 1024  # of the body of an answer other than 200
-SIZE_LINE_BYTES_MAX: Final = 256
 
 OnFrames = Callable[[list[Any]], None]
 OnClosed = Callable[[Error], None]
@@ -29,58 +29,6 @@ OnClosed = Callable[[Error], None]
 
 class ProtocolError(ValueError):
     """The node sent what is not HTTP."""
-
-
-class ChunkReader:
-    """Cuts a chunked body, wherever the pieces that arrive end, into what the chunks hold."""
-
-    __slots__ = ("_head", "_left", "is_finished")
-
-    def __init__(self) -> None:
-        self._left = 0  # bytes of the present chunk that are to come, its line end included
-        self._head = b""  # the beginning of a chunk's size line
-        self.is_finished = False
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The parts of the body that ``data`` holds. ProtocolError ends the body."""
-        parts: list[bytes] = []
-        at, end = 0, len(data)
-        if self._head:
-            data = self._head + data
-            end += len(self._head)
-            self._head = b""
-        while at < end and not self.is_finished:
-            if not self._left:
-                line_end = data.find(b"\r\n", at, at + SIZE_LINE_BYTES_MAX)
-                if line_end < 0:
-                    if end - at >= SIZE_LINE_BYTES_MAX:
-                        raise ProtocolError("a chunk without a size")
-                    self._head = data[at:]
-                    break
-                size = _size(data[at:line_end])
-                if not size:
-                    self.is_finished = True
-                    break
-                self._left = size + 2
-                at = line_end + 2
-            take = min(self._left, end - at)
-            self._left -= take
-            # the last two bytes of a chunk are its line end
-            stop = at + take - max(2 - self._left, 0)
-            if stop > at:
-                parts.append(data[at:stop])
-            at += take
-        return parts
-
-
-def _size(line: bytes) -> int:
-    digits = line.partition(b";")[0].strip()
-    if not digits or len(digits) > 8 or not digits.isalnum():
-        raise ProtocolError(f"the chunk size {line[:20]!r}")
-    try:
-        return int(digits, 16)
-    except ValueError:
-        raise ProtocolError(f"the chunk size {line[:20]!r}") from None
 
 
 class HttpStream(asyncio.Protocol):
@@ -100,7 +48,7 @@ class HttpStream(asyncio.Protocol):
         self._status = 0  # until the head of the answer is there
         self._refusal = bytearray()
         self._refusal_left = REFUSAL_BYTES_MAX
-        self._chunks: ChunkReader | None = None
+        self._chunks: ChunkDecoder | None = None
         self._is_closing = False
         loop = asyncio.get_running_loop()
         self.accepted: asyncio.Future[tuple[int, bytes]] = loop.create_future()
@@ -113,7 +61,7 @@ class HttpStream(asyncio.Protocol):
     def send(self, frame: bytes) -> None:
         transport = self._transport
         if transport is not None and not self._is_closing:
-            transport.write(b"%x\r\n%b\r\n" % (len(frame), frame))
+            transport.write(chunk(frame))
 
     def abort(self) -> None:
         """Nobody waits for its answer any more."""
@@ -129,10 +77,12 @@ class HttpStream(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        if was_open and not transport.is_closing():
-            transport.write(b"0\r\n\r\n")
-            await asyncio.wait([self._lost], timeout=CLOSE_TIMEOUT_S)
-        transport.abort()
+        try:
+            if was_open and not transport.is_closing():
+                transport.write(LAST_CHUNK)
+                await asyncio.wait([self._lost], timeout=CLOSE_TIMEOUT_S)
+        finally:
+            transport.abort()
         await asyncio.wait([self._lost], timeout=CLOSE_TIMEOUT_S)
 
     # ------------------------------------------------------------------------ the connection
@@ -144,7 +94,7 @@ class HttpStream(asyncio.Protocol):
             f"POST /v1/stream HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: {STREAM_CONTENT_TYPE}\r\n"
             f"Transfer-Encoding: chunked\r\nAccept: {MSGPACK_CONTENT_TYPE}\r\n\r\n"
         )
-        open_transport.write(head.encode() + b"%x\r\n%b\r\n" % (len(self._hello), self._hello))
+        open_transport.write(head.encode() + chunk(self._hello))
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -154,7 +104,7 @@ class HttpStream(asyncio.Protocol):
                 self._body_received(data)
         except FrameError as error:
             self._end(f"the node sent {error}")
-        except ProtocolError as error:
+        except (ProtocolError, ChunkError) as error:
             self._end(f"the node sent what is not HTTP: {error}")
 
     def eof_received(self) -> bool:
@@ -168,11 +118,14 @@ class HttpStream(asyncio.Protocol):
     def _end(self, reason: str) -> None:
         if self._transport is not None:
             self._transport.abort()
-        if not self.accepted.done():
+        if self.accepted.cancelled():
+            self._is_closing = True  # who wanted the stream has gone, perhaps in this turn of the loop
+        elif not self.accepted.done():
             if self._status not in (0, 200):
                 self.accepted.set_result((self._status, bytes(self._refusal)))
             else:
                 self.accepted.set_exception(ConnectionError(reason))
+                self.accepted.exception()  # may go unheard: its caller may not have come so far as to wait for it
         elif not self._is_closing:
             self._is_closing = True
             self._on_closed(Unavailable(f"the stream ended: {reason}"))
@@ -186,11 +139,13 @@ class HttpStream(asyncio.Protocol):
             frames = self._decoder.feed(part)
             if frames and not self._is_closing:
                 self._on_frames(frames)
-        if chunks.is_finished:
+        if chunks.is_ended:
             self._end("the node closed the stream")
 
     def _head_received(self, data: bytes) -> None:
         """Until the answer's head is there; of a refusal also its body, which says why."""
+        if self.accepted.cancelled():
+            return
         if not self._status:
             self._head += data
             head, found, data = bytes(self._head).partition(b"\r\n\r\n")
@@ -201,7 +156,7 @@ class HttpStream(asyncio.Protocol):
             self._head.clear()
             self._status, fields = parse_head(head)
             is_chunked = fields.get("transfer-encoding", "").lower() == "chunked"
-            self._chunks = ChunkReader() if is_chunked else None
+            self._chunks = ChunkDecoder() if is_chunked else None
             if self._status == 200:
                 if not is_chunked:
                     raise ProtocolError("an answer that is not chunked")
@@ -213,7 +168,7 @@ class HttpStream(asyncio.Protocol):
         parts = [data] if self._chunks is None else self._chunks.feed(data)
         for part in parts:
             self._refusal += part[: self._refusal_left - len(self._refusal)]
-        is_finished = self._chunks is not None and self._chunks.is_finished
+        is_finished = self._chunks is not None and self._chunks.is_ended
         if is_finished or len(self._refusal) >= self._refusal_left:
             self._end("refused")
 
@@ -232,7 +187,7 @@ def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
             raise ProtocolError(f"the field {line[:60]!a}")
         fields[name.strip().lower()] = value.strip()
     length = fields.get("content-length", "0")
-    if not (length.isascii() and length.isdigit()):
+    if not (length.isascii() and length.isdigit() and len(length) <= 18):
         raise ProtocolError("a length that is no number")
     return int(status), fields
 

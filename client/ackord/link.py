@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from ackord.calls import Group
@@ -25,6 +25,11 @@ QUEUED_BYTES_MAX: Final = 4 * 1024 * 1024
 HELLO_TIMEOUT_S: Final = 3.0
 PATIENCE_S: Final = 1.0  # a node that owes an answer and is silent for so long is suspect
 SILENCE_S: Final = 40.0  # ... and for so long is given up; above limits.request_wait_ms
+
+
+async def _end_of(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        await asyncio.wait([task])
 
 
 class LinkOwner(Protocol):
@@ -85,13 +90,14 @@ class NodeLink:
         self._environment = environment
         self._task = asyncio.get_running_loop().create_task(self._run(transport))
 
-    async def close(self) -> None:
-        """Ends the stream and the task; what was in flight stays where it is."""
+    def close(self) -> Coroutine[Any, Any, None]:
+        """Ends the stream and the task, even if what is returned, which waits for that, is cancelled before it begins;
+        what was in flight stays where it is."""
         self.is_up = False
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        return _end_of(task)
 
     def drop(self, reason: str) -> None:
         """Gives the present stream up; a new one is tried at once."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from ackord.calls import Get, Write
+from ackord.calls import Get, QueueOptions, Write
 from ackord.errors import Error, OutcomeUnknown, Unavailable
 from ackord.routing import TabletRoute
 
 
-def queue_full(count: int, size: int, limit: int) -> Unavailable:
+def queue_full(count: int, size: int, options: QueueOptions, *, has_count: bool) -> Unavailable:
+    """``has_count``: it is their number that would be too much, not their bytes."""
+    field = "queue_ops_max" if has_count else "queue_bytes_max"
+    limit = getattr(options, field)
     return Unavailable(
-        f"{count} operations of {size} bytes are under way in this store already",
+        f"{count} operations of {size} bytes are under way in this store already: {field} is {limit}",
         reason="client_queue_full",
+        field=field,
         limit=limit,
         retry_after_ms=50,
     )

@@ -145,7 +145,9 @@ def _table_route(name: str, wire: Any, limits: Limits) -> TableRoute:
     ranges = tablets_from_wire(wire.get("tablets"))
     tablets = []
     for tablet, item in zip(ranges, wire["tablets"], strict=True):
-        coordinator = item.get("coordinator")
+        coordinator, in_sync = item.get("coordinator"), item.get("in_sync", ())
+        if not isinstance(in_sync, list | tuple):
+            raise ValueError(f"the in-sync set of tablet {tablet.id} is no list")
         tablets.append(
             TabletRoute(
                 id=tablet.id,
@@ -153,7 +155,7 @@ def _table_route(name: str, wire: Any, limits: Limits) -> TableRoute:
                 start=tablet.start,
                 end=tablet.end,
                 coordinator=coordinator if isinstance(coordinator, str) else None,
-                in_sync=tuple(str(node) for node in item.get("in_sync", ())),
+                in_sync=tuple(map(str, in_sync)),
                 epoch=_int(item, "epoch"),
             )
         )
@@ -178,13 +180,12 @@ class NodeChooser:
     """
 
     def __init__(self, reads: str) -> None:
-        if reads not in ("any", "round_robin", "coordinator") and not (
-            reads.startswith("node:") and len(reads) > 5
-        ):
+        is_node = str(reads).startswith("node:") and reads != "node:"
+        if not is_node and reads not in ("any", "round_robin", "coordinator"):
             raise InvalidRequest(
                 f"reads={reads!r} is none of 'any', 'round_robin', 'coordinator', 'node:NAME'",
                 field="reads",
-                value=reads,
+                value=ascii(reads)[:60],
             )
         self.reads = reads
         self.latency_s: dict[str, float] = {}
@@ -283,13 +284,14 @@ def after_failure(error: Error, *, is_write: bool, unknown_before: bool, node: s
     coordinator = error.detail.get("coordinator")
     coordinator = coordinator if isinstance(coordinator, str) else None
     moved = coordinator is not None and coordinator != node
+    hint = error.detail.get("retry_after_ms")
     elsewhere = not is_write and reason in ("no_lease", "no_tablet", "not_coordinator", "stale_routing")
     return Next(
         retry=True,
         at_once=redirects < REDIRECTS_MAX and (moved if is_write else elsewhere),
         refresh=reason in ("not_coordinator", "no_lease", "no_tablet", "stale_routing", None),
         coordinator=coordinator if moved else None,
-        retry_after_ms=error.detail.get("retry_after_ms"),
+        retry_after_ms=hint if type(hint) is int else None,
     )
 
 
@@ -305,6 +307,7 @@ def final_error(error: Error, *, is_write: bool, unknown: bool) -> Error:
         if not isinstance(error, OutcomeUnknown):
             return error
         return Unavailable(error.message, **error.detail)
+    unknown = unknown or type(error) is Error  # an answer that this SDK does not know tells nothing
     if not unknown or settles(error) or isinstance(error, OutcomeUnknown):
         return error
     return OutcomeUnknown(

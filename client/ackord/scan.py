@@ -193,7 +193,7 @@ class Scan:
 
     def _resume(self, token: str, table: TableRoute) -> None:
         content = unseal("scan", token)
-        if len(content) != 8:
+        if not _is_position(content):
             raise InvalidRequest("token: it is damaged", field="token")
         table_id, self._reverse, self._start, self._end, left, self._where, self._columns, self._as_of = (
             content
@@ -248,6 +248,8 @@ class Scan:
         """A page has come: it waits for the caller, and the next is asked for if there is room."""
         self._is_asking = False
         (answer,) = future.result()
+        if not isinstance(answer, Error) and not _is_page(answer):
+            answer = Error(f"the node's answer is no page of a scan: {ascii(answer)[:80]}")
         if isinstance(answer, Error):
             self._error = answer
         else:
@@ -277,6 +279,26 @@ class Scan:
             self._start = follows
         if self._left == 0 or is_empty((self._start, self._end)):
             self._is_exhausted = True
+
+
+def _is_position(content: list[Any]) -> bool:
+    """Whether a token holds what ``Scan.token`` puts into one, or what somebody made by hand."""
+    if len(content) != 8:
+        return False
+    table, reverse, start, end, left, where, columns, as_of = content
+    numbers = (0 if left is None else left, 0 if as_of is None else as_of)
+    return (
+        (type(table), type(reverse), type(start)) == (int, bool, bytes)
+        and all(part is None or type(part) is bytes for part in (end, where))
+        and all(type(number) is int and number >= 0 for number in numbers)
+        and (columns is None or (type(columns) is list and all(type(name) is str for name in columns)))
+    )
+
+
+def _is_page(answer: Any) -> bool:
+    """``[[key, row, ...], follows]``, as far as the scan relies on it; what follows it is a key or nothing."""
+    flat, follows = answer if len(answer) == 2 else (None, None)
+    return type(flat) is list and len(flat) % 2 == 0 and (follows is None or type(follows) is bytes)
 
 
 async def count_rows(
@@ -329,7 +351,9 @@ async def _count_part(
         (answer,) = await many.future
         if isinstance(answer, Error):
             raise answer
-        found, start = answer
+        found, start = answer if len(answer) == 2 else (None, None)
+        if type(found) is not int or not (start is None or type(start) is bytes):
+            raise Error(f"the node's answer is no count: {ascii(answer)[:80]}")
         total += found
     return total
 

@@ -148,10 +148,12 @@ class Store:
             tasks.append(self._refreshing)
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        await self.batcher.close()
-        await self._transport.close()
+        try:
+            if tasks:
+                await asyncio.wait(tasks)
+            await self.batcher.close()
+        finally:
+            await self._transport.close()
 
     # --------------------------------------------------------------------------------- tables
 
@@ -407,12 +409,7 @@ def node_urls(urls: str | Iterable[str]) -> list[str]:
     for part in parts:
         text = part.strip() if isinstance(part, str) else ""
         text = (text if "://" in text else "http://" + text).rstrip("/")
-        split = urlsplit(text)
-        try:
-            is_fine = split.scheme in ("http", "https") and bool(split.hostname) and split.port != 0
-        except ValueError:
-            is_fine = False
-        if not is_fine or split.path or split.query:
+        if not is_address(text):
             raise InvalidRequest(
                 f"{ascii(part)[:80]} is not a node's address like http://127.0.0.1:7801",
                 field="urls",
@@ -422,6 +419,16 @@ def node_urls(urls: str | Iterable[str]) -> list[str]:
     if not found:
         raise InvalidRequest("no node's address was given", field="urls", value="")
     return list(dict.fromkeys(found))
+
+
+def is_address(url: str) -> bool:
+    """Whether it is a scheme, a host and perhaps a port, and nothing else."""
+    try:
+        split = urlsplit(url)
+        is_fine = split.scheme in ("http", "https") and bool(split.hostname) and split.port != 0
+    except ValueError:
+        return False
+    return is_fine and not split.path and not any(sign in url for sign in "?#@ ")
 
 
 def _seconds(timeout: Any) -> float:

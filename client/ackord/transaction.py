@@ -286,12 +286,7 @@ class Transaction:
     def write(self, operation: Operation) -> None:
         """Any of the three, as a value."""
         route, limits = self._opened(), self._limits
-        if not isinstance(operation, Put | Update | Delete):
-            raise InvalidRequest(
-                f"a transaction writes Put, Update and Delete, not {type(operation).__name__}",
-                field="operations",
-                value=type(operation).__name__,
-            )
+        _check_kind(operation)
         encoded, body = encode_write(route, operation, limits)
         self._check_partition(encoded)
         if len(self._writes) >= limits.transaction_rows_count:
@@ -385,7 +380,12 @@ async def write_atomically(
     wanted = list(operations)
     if not wanted:
         return None
-    partition = key_tuple(wanted[0].key)[0]
+    for operation in wanted:
+        _check_kind(operation)
+    key = key_tuple(wanted[0].key)
+    if not key:
+        raise InvalidRequest("the key () has no partition key", field="key", value="()")
+    partition = key[0]
     async with Transaction(table, store, partition, timeout) as tx:
         for operation in wanted:
             tx.write(operation)
@@ -418,6 +418,15 @@ async def transact(
 def _is_outdated(conflict: Conflict) -> bool:
     """Whether to do it all again may help: not if a write's own condition did not hold."""
     return conflict.detail.get("condition") == NOT_AS_READ or "repeated" in conflict.detail
+
+
+def _check_kind(operation: Any) -> None:
+    if not isinstance(operation, Put | Update | Delete):
+        raise InvalidRequest(
+            f"a transaction writes Put, Update and Delete, not {type(operation).__name__}",
+            field="operations",
+            value=type(operation).__name__,
+        )
 
 
 def _version(row: Row | None) -> int | None:

@@ -124,7 +124,7 @@ class HttpTransport:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 stream = await open_stream(url, hello, FrameDecoder(frame_bytes_max), on_frames, on_closed)
                 status, body = await stream.accepted
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, ValueError) as error:  # ValueError: of an address that cannot be
             if stream is not None:
                 stream.abort()
             raise Unavailable(f"no stream to {url}: {_reason(error)}", url=url) from None

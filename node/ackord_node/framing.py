@@ -1,10 +1,14 @@
-"""Frames made of parts that are packed already, so that what is queued is packed once and never again; and the
-chunks of HTTP that carry frames between nodes, coded here because a message passes through them on its way."""
+"""Frames made of parts that are packed already, so that what is queued is packed once and never again; and how a
+node takes the frames of a stream from its connection."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from ackord.wire.chunks import ChunkDecoder
+from ackord.wire.frames import FrameDecoder
 
 
 def join_frame(parts: Sequence[bytes], size: int) -> bytes:
@@ -21,54 +25,21 @@ def join_frame(parts: Sequence[bytes], size: int) -> bytes:
     return b"".join(((len(header) + size).to_bytes(4, "big"), header, *parts))
 
 
-def chunk(data: bytes) -> bytes:
-    """One chunk of a chunked HTTP body."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
+class Content(Protocol):
+    """The body of a request, as aiohttp gives it."""
+
+    async def readany(self) -> bytes: ...
 
 
-CHUNK_LINE_BYTES_MAX = 256
-
-
-class ChunkDecoder:
-    """Takes the bytes of a chunked HTTP body apart, wherever the pieces end. ``is_ended``: its last chunk came."""
-
-    __slots__ = ("_left", "_line", "is_ended")
-
-    def __init__(self) -> None:
-        self._left = 0  # of the chunk that has begun
-        self._line = b""  # the beginning of a line that says how long a chunk is
-        self.is_ended = False
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """What ``data`` holds of the body; ValueError if it is not chunked."""
-        pieces: list[bytes] = []
-        if self._line:
-            data, self._line = self._line + data, b""
-        at, end = 0, len(data)
-        while at < end and not self.is_ended:
-            if self._left:
-                piece = data[at : at + self._left]
-                pieces.append(piece)
-                self._left -= len(piece)
-                at += len(piece)
-                continue
-            line_end = data.find(b"\r\n", at)
-            if line_end < 0:
-                self._line = data[at:]
-            line = data[at:line_end].partition(b";")[0].strip() if line_end >= 0 else b""
-            if max(len(self._line), len(line)) > CHUNK_LINE_BYTES_MAX:
-                raise ValueError("the body is not chunked: no length where a chunk begins")
-            at = line_end + 2 if line_end >= 0 else end
-            if line:  # it is empty where the chunk before ends
-                self._left = _length(line)
-                self.is_ended = self._left == 0
-        return pieces
-
-
-def _length(line: bytes) -> int:
-    if line.strip(b"0123456789abcdefABCDEF"):  # int() takes signs, prefixes and underscores too
-        raise ValueError("the body is not chunked: a chunk's length is not hexadecimal")
-    return int(line, 16)
+async def first_frames(content: Content, decoder: FrameDecoder) -> list[Any]:
+    """A stream's first frame, and what came with it; EOFError if it ends before."""
+    while True:
+        data = await content.readany()
+        if not data:
+            raise EOFError("the stream ended before its first frame")
+        frames = decoder.feed(data)
+        if frames:
+            return frames
 
 
 class TakenBody:

@@ -332,6 +332,40 @@ async def test_http_a_newer_stream_of_a_peer_takes_the_place_of_the_old(http: Ht
     await eventually(lambda: ("down", "n1") in heard_two.links)
 
 
+async def test_http_a_link_to_an_earlier_run_of_a_peer_is_given_up_once_a_later_one_says_hello(
+    http: HttpRig,
+) -> None:
+    """A machine that lost its power sends no end of its connections: what it was sent would be lost until the kernel
+    tries again, minutes later."""
+
+    async def vanished(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(writer)
+        writer.write(head + encode_frame([PEER_WIRE_VERSION, "n2", 5]))
+        await over.wait()
+        writer.close()
+
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ackord-stream\r\n\r\n"
+    accepted: list[asyncio.StreamWriter] = []
+    over = asyncio.Event()
+    host, port = http.addresses["n2"].split(":")
+    server = await asyncio.start_server(vanished, host, int(port))
+    one, heard = await http.start("n1")
+    await eventually(lambda: one.is_up("n2"))
+    url = f"http://{http.addresses['n1']}{PEER_PATH}"
+    async with aiohttp.ClientSession() as session:
+        for incarnation, count in ((5, 1), (6, 2)):
+            hello = encode_frame([PEER_WIRE_VERSION, "demo", CLUSTER_ID, "n2", "n1", incarnation, "digest-1"])
+            async with session.post(url, data=hello) as response:
+                await response.content.readany()
+            await asyncio.sleep(0.05)
+            await eventually(lambda count=count: len(accepted) == count and one.is_up("n2"))  # type: ignore[misc]
+    assert heard.links == [("up", "n2"), ("down", "n2"), ("up", "n2")]
+    await http.close()
+    over.set()
+    server.close()
+    await server.wait_closed()
+
+
 # --------------------------------------------------------------------------------------- queue
 
 

@@ -18,7 +18,7 @@ import ackord
 from ackord.wire.frames import FrameDecoder, encode_frame, packb
 from ackord_node.config import load
 from tests.support.cluster import RealCluster
-from tests.support.zookeeper import HOST
+from tests.support.ports import HOST
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("cluster")]
 

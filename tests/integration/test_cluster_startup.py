@@ -16,7 +16,8 @@ import yaml
 
 import ackord
 from tests.support.cluster import RealCluster, RealNode, launch_node
-from tests.support.zookeeper import HOST, ZooKeeperServer, free_ports
+from tests.support.ports import HOST, free_port
+from tests.support.zookeeper import ZooKeeperServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("cluster")]
 
@@ -69,7 +70,7 @@ def changed(of: RealCluster, folder: Path, node: str = "n1", /, **settings: Any)
     """A cluster.yaml like the cluster's, with one node on the same data folder, a port of its own and changes."""
     path = folder / "cluster.yaml"
     data = settings.pop("data", str(of["n1"].data))
-    entry = {"address": f"{HOST}:{settings.pop('port', free_ports(1)[0])}", "data": data}
+    entry = {"address": f"{HOST}:{settings.pop('port', free_port())}", "data": data}
     path.write_text(yaml.safe_dump({**of.settings, **settings, "nodes": {node: entry}}))
     return path
 
@@ -122,7 +123,7 @@ def test_the_path_of_another_cluster_in_zookeeper(cluster: RealCluster, tmp_path
 def test_an_emptied_zookeeper_is_not_taken_for_a_new_cluster(
     stopped: RealCluster, zookeeper: ZooKeeperServer, tmp_path: Path
 ) -> None:
-    port = free_ports(1)[0]
+    port = free_port()
     root = f"zookeeper://{zookeeper.address}/{uuid.uuid4().hex}"
     config = changed(stopped, tmp_path, coordination=root, port=port)
     process = launch_node(config, "n1", tmp_path / "n1.log")

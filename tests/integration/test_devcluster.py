@@ -20,6 +20,7 @@ from ackord_node.devcluster import installer, processes
 from ackord_node.devcluster.__main__ import main
 from ackord_node.devcluster.launcher import Launcher, LaunchError
 from ackord_node.devcluster.zookeeper_process import is_serving
+from tests.support.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -46,14 +47,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 http.server.ThreadingHTTPServer((node.address.host, node.address.port), Handler).serve_forever()
 """
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 class Cluster:

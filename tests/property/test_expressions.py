@@ -285,6 +285,8 @@ def test_an_unknown_key_column_is_named() -> None:
         ["==", {"a": 1, "b": 2}, 1],
         ["==", {"col": 1}, 1],
         ["and", {"col": "a"}],
+        [["and"]],
+        [{}, 1],
     ],
 )
 def test_wrong_json_is_refused(item: Any) -> None:

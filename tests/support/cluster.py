@@ -23,7 +23,8 @@ from typing import Any, Self
 
 import yaml
 
-from tests.support.zookeeper import HOST, ZooKeeperServer, free_ports
+from tests.support.ports import HOST, free_ports
+from tests.support.zookeeper import ZooKeeperServer
 
 REPO = Path(__file__).resolve().parents[2]
 SESSION_TIMEOUT_MS = 3000
@@ -112,13 +113,21 @@ class RealNode:
             time.sleep(POLL_S)
 
     def ask(self, path: str, timeout_s: float = 2.0) -> Any:
-        """The JSON answer of a page, whatever its status; OSError if there is none."""
+        """The JSON answer of a page, whatever its status; OSError if there is none. AssertionError if what answers is
+        no node: something else listens on this port."""
         try:
             with urllib.request.urlopen(self.url + path, timeout=timeout_s) as response:
-                return json.load(response)
+                status, said = response.status, response.read()
         except urllib.error.HTTPError as error:
             with error:
-                return json.load(error)
+                status, said = error.status, error.read()
+        try:
+            return json.loads(said)
+        except ValueError:
+            raise AssertionError(
+                f"{self.url}{path} answered {status} {said[:200]!r}: is that {self.name}, or a server of somebody "
+                f"else?\n{self.log()[-LOG_TAIL_BYTES:]}"
+            ) from None
 
     def end(self) -> None:
         if self._process is not None and self._process.poll() is None:

@@ -18,7 +18,7 @@ from ackord.wire.limits import DEFAULT_LIMITS, Limits
 from ackord_node.server.app_factory import build_app, make_runner
 from ackord_node.server.metrics import Metrics
 from tests.support.fake_service import FakeService
-from tests.support.transports import free_port
+from tests.support.ports import free_port
 
 ORDERS: dict[str, Any] = {"name": "orders", "key": [["customer", "str"], ["order", "int"]]}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ from aiohttp import web
 from ackord_node.adapters.transport_http import PEER_PATH, HttpPeerTransport
 from ackord_node.adapters.transport_memory import MemoryNetwork
 from ackord_node.ports import PeerTransport
+from tests.support.ports import free_port
 
 CLUSTER_ID = "cluster-id-1"
 
@@ -115,13 +115,6 @@ class HttpRig:
         for name in list(self._started):
             await self.stop(name)
         await asyncio.sleep(0.01)  # closed sockets are given back in later turns of the loop
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 async def eventually(holds: Callable[[], bool], within_s: float = 5.0) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -18,20 +17,7 @@ from ackord_node.devcluster.zookeeper_process import (
     launch,
     wait_until_serving,
 )
-
-HOST = "127.0.0.1"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+from tests.support.ports import HOST, free_port, free_ports
 
 
 class ZooKeeperServer:
@@ -44,7 +30,7 @@ class ZooKeeperServer:
         self._folder = None if settings else Path(tempfile.mkdtemp(prefix="ackord-zookeeper-"))
         if settings is None:
             assert self._folder is not None
-            settings = ZooKeeperSettings(folder=self._folder, client_port=free_ports(1)[0], tick_ms=tick_ms)
+            settings = ZooKeeperSettings(folder=self._folder, client_port=free_port(), tick_ms=tick_ms)
         self.settings = settings
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -321,8 +321,17 @@ def test_a_cached_get_takes_what_a_get_takes() -> None:
 def test_after_the_store_is_closed_nothing_is_answered() -> None:
     d = Desk()
     d.ask("a").unwrapped("n1", None, [[raw(1), [5, 0.3, 9]]])
+    late = d.ask("b")
     d.caching.close()
+    late.unwrapped("n1", None, [[raw(1), [5, 0.3, 9]]])  # while the streams end
     assert not d.cache.names and d.cache.stats.bytes == 0
+
+
+def test_no_lease_is_longer_than_floors_are_remembered() -> None:
+    d = Desk()
+    d.ask("a").unwrapped("n1", None, [[raw(1), [5, 1000.0, 9]]])
+    assert d.cache.find(b"a", "a", 10.3 - 1e-6) is not None
+    assert d.cache.find(b"a", "a", 10.3 + 1e-6) is None
 
 
 def test_nodes_check_what_a_client_says_of_its_rows() -> None:

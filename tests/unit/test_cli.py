@@ -128,6 +128,7 @@ async def test_version_and_help(ackord: Command) -> None:
         ["recover", "inspect", "orders"],
         ["load", "orders", "absent.csv"],
         ["--timeout", "0", "status"],
+        ["scan", "orders", "--where", "total == " + "-" * 700 + "1"],
     ],
 )
 async def test_what_can_never_succeed_is_one_line_and_code_2(

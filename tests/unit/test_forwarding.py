@@ -13,7 +13,7 @@ import pytest
 from ackord.wire.limits import DEFAULT_LIMITS
 from ackord.wire.messages import KIND_PUT, OP_WRITE
 from tests.support.http_node import ORDERS, Client, HttpNode, error_of, http_node
-from tests.support.transports import free_port
+from tests.support.ports import free_port
 
 KEY_1 = "1700000000000-one"
 

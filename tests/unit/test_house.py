@@ -8,6 +8,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from hypothesis import settings
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for folder in ("client", "node") for path in (ROOT / folder).rglob("*.py"))
 FILE_LINES_MAX = 500
@@ -42,6 +44,10 @@ def texts() -> Iterator[Path]:
         cached = any(part in made or part.endswith("_cache") or part == ".hypothesis" for part in parts)
         if path.is_file() and path.suffix in kinds and not cached:
             yield path
+
+
+def test_no_property_fails_because_the_machine_is_busy() -> None:
+    assert settings().deadline is None
 
 
 def test_there_is_something_to_check() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from typing import Any
 
 import pytest
@@ -110,3 +111,11 @@ def test_columns_are_an_object(value: Any) -> None:
         json_forms.columns_from_json(value)
     with pytest.raises(InvalidRequest):
         json_forms.row_from_json(value)
+
+
+def test_a_name_that_stands_twice_among_very_many_is_found_at_once() -> None:
+    names = ",".join(f'"{number}":1' for number in range(20_000))
+    begin = time.process_time()
+    with pytest.raises(InvalidRequest, match="'19999' stands twice"):
+        json_forms.parse_json(f'{{{names},"19999":2}}')
+    assert time.process_time() - begin < 2

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from ackord_node.app import _read_all
-from tests.support.transports import free_port
+from tests.support.ports import free_port
 
 PAGE = bytes(range(256)) * 4_000
 

@@ -105,6 +105,11 @@ def test_limits_come_from_the_cluster() -> None:
             tables={"t": {"id": 1, "key": [["a", "int"]], "tablets": [{"id": 1, "start": b"", "end": b"x"}]}}
         ),
         wire(tables={"t": None}),
+        wire(
+            tables={
+                "t": {"id": 1, "key": [["a", "int"]], "tablets": [{"id": 1, "start": b"", "in_sync": None}]}
+            }
+        ),
     ],
 )
 def test_what_is_no_routing_table(broken: Any) -> None:
@@ -190,7 +195,8 @@ def test_other_ways_to_read() -> None:
     assert NodeChooser("coordinator").for_read(tablet(coordinator=None), UP, (), 0.0) is None
     assert NodeChooser("node:n3").for_read(tablet(in_sync=("n1",)), UP, (), 0.0) == "n3"
     assert NodeChooser("node:n3").for_read(tablet(), ["n1"], (), 0.0) is None
-    for wrong in ("", "nearest", "node:"):
+    wrong_ones: list[Any] = ["", "nearest", "node:", None, 5, ["any"]]
+    for wrong in wrong_ones:
         with pytest.raises(InvalidRequest, match="reads"):
             NodeChooser(wrong)
 
@@ -273,6 +279,7 @@ def test_a_refused_id_is_renewed_only_if_no_attempt_can_have_happened(reason: st
         (InvalidRequest("x"), True, InvalidRequest),
         (TableNotFound("x"), False, TableNotFound),
         (OutcomeUnknown("x"), False, OutcomeUnknown),
+        (Error("x"), False, OutcomeUnknown),  # an answer that this SDK does not know
     ],
 )
 def test_what_the_caller_of_a_write_is_told(last: Error, unknown: bool, expected: type[Error]) -> None:

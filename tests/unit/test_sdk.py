@@ -124,6 +124,17 @@ async def test_tables_and_status(store: ackord.Store) -> None:
         await store.describe_table("u")
 
 
+async def test_a_close_that_is_cancelled_still_closes_the_transport(cluster: FakeCluster) -> None:
+    store = await ackord.connect([cluster.nodes["n2"].url])
+    await until(lambda: any(link.is_up for link in store.batcher.links.values()))
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    assert store._transport._session.closed  # type: ignore[attr-defined]
+    await until(lambda: not any("NodeLink" in repr(task) for task in asyncio.all_tasks()))
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -137,6 +148,9 @@ async def test_tables_and_status(store: ackord.Store) -> None:
         lambda s, t: t.get_many([("a", k) for k in range(201)]),
         lambda s, t: t.write_many([ackord.Put(("a", k), {}) for k in range(201)]),
         lambda s, t: t.write_many([("a", 1)]),
+        lambda s, t: t.write_many([("a", 1)], atomic=True),
+        lambda s, t: t.write_many([ackord.Put(("a", 1), {}), "x"], atomic=True),
+        lambda s, t: t.write_many([ackord.Put((), {})], atomic=True),
         lambda s, t: t.scan(("a", 1, 2)).rows(),
         lambda s, t: s.create_table("x", {"a": float}),
         lambda s, t: s.create_table("x", {}),
@@ -155,11 +169,37 @@ async def test_bad_input_is_refused_before_anything_is_sent(
 
 
 @pytest.mark.parametrize(
-    "urls", ["", "ftp://h", "http://", "http://h/path", [""], [], "http://h:99999", "h:x", [1]]
+    "urls",
+    [
+        *["", "ftp://h", "http://", "http://h/path", [""], [], "http://h:99999", "h:x", [1]],
+        *[
+            "http://[::1",
+            "http://h:1#x",
+            "http://h:1#",
+            "http://h:1?",
+            "http://me:secret@h:1",
+            "http://h h:1",
+        ],
+    ],
 )
 def test_addresses_that_cannot_be(urls: Any) -> None:
     with pytest.raises(ackord.InvalidRequest, match="address"):
         ackord.connect(urls)
+
+
+@pytest.mark.parametrize(
+    "urls", ["h:1", "http://h", "https://h:1/", "[::1]:7801", "a.b-c:1, http://10.0.0.1:2"]
+)
+def test_addresses_that_can_be(urls: str) -> None:
+    ackord.connect(urls)
+
+
+@pytest.mark.parametrize("bounds", [{"queue_ops_max": 0}, {"inflight_ops_max": -1}, {"queue_bytes_max": 1.5}])
+def test_bounds_of_the_queue_are_positive_ints(bounds: dict[str, Any]) -> None:
+    (name,) = bounds
+    with pytest.raises(ackord.InvalidRequest, match=f"queue: {name}=") as caught:
+        ackord.QueueOptions(**bounds)
+    assert caught.value.detail["field"] == name
 
 
 async def test_nobody_there() -> None:
@@ -511,13 +551,14 @@ async def test_a_full_queue_refuses_at_once(cluster: FakeCluster) -> None:
         for call in done:
             error = call.exception()
             assert isinstance(error, ackord.Unavailable) and error.detail["reason"] == "client_queue_full"
+            assert (error.detail["field"], error.detail["limit"]) == ("queue_ops_max", 10)
         sent = sum(len(group[6]) for group in node.ops_of(OP_WRITE)) - 1
         assert sent == 4
         outcomes = await asyncio.gather(*(set(calls) - done), return_exceptions=True)
         kinds = [type(outcome) for outcome in outcomes]
         assert kinds.count(ackord.OutcomeUnknown) == 4  # only what was sent may have happened
         assert kinds.count(ackord.Unavailable) == 6
-        with pytest.raises(ackord.Unavailable, match="bytes"):
+        with pytest.raises(ackord.Unavailable, match="queue_bytes_max is 10000"):
             await table.put(1, {"x": b"x" * 20_000})
 
 

@@ -12,6 +12,7 @@ import pytest
 import ackord
 from ackord.wire.limits import DEFAULT_LIMITS
 from ackord.wire.messages import OP_SCAN
+from ackord.wire.ranges import seal, unseal
 from tests.support.fake_node import FakeCluster, start_cluster, stop_cluster
 
 
@@ -108,3 +109,17 @@ async def test_a_scan_survives_a_broken_stream_and_may_be_abandoned(
         for node in cluster.nodes.values():
             node.script = lambda group: ackord.Unavailable("gone", reason="no_lease")
         break
+
+
+async def test_a_token_that_was_made_by_hand_is_refused(table: ackord.Table) -> None:
+    await fill(table, 3)
+    scan = table.scan(limit=2)
+    await scan.__anext__()
+    token = scan.token
+    assert token is not None
+    content = unseal("scan", token)
+    for at, wrong in enumerate([True, 0, "a", "b", -1, "x", [b"x"], "5"]):
+        made = [*content[:at], wrong, *content[at + 1 :]]
+        with pytest.raises(ackord.InvalidRequest, match="token"):
+            await table.scan(token=seal("scan", made)).rows()
+    assert len(await table.scan(token=seal("scan", content)).rows()) == 1

@@ -13,6 +13,7 @@ import pytest
 from ackord.wire.frames import packb
 from ackord.wire.limits import DEFAULT_LIMITS
 from ackord.wire.messages import OP_WRITE
+from ackord.wire.ranges import seal
 from ackord_node.server.metrics import Metrics
 from tests.support.http_node import ORDERS, Client, HttpNode, error_of, http_node
 
@@ -60,7 +61,7 @@ async def test_a_row_is_put_read_changed_and_deleted(call: Client) -> None:
 
 async def test_key_segments_of_every_type_and_character(call: Client, node: HttpNode) -> None:
     await call("POST", "/v1/tables", {"name": "files", "key": [["name", "str"], ["hash", "bytes"]]})
-    name = "a/b c%/ü\x00.."
+    name = "a/b c%/ü\x00\r\n.."
     path = f"/v1/tables/files/rows/{quote(name, safe='')}/_wA"
     assert (await call("PUT", path, {"x": 1}))[0] == 200
     assert (await call("GET", path))[1]["key"] == [name, {"$bytes": "/wA="}]
@@ -317,6 +318,7 @@ async def _all(call: Client, query: str) -> list[Any]:
         ("end=%5B%5D&end_at=%5B%5D", "end_at"),
         ("after=%21", "after"),
         ("after=cg&reverse=false", "after"),
+        ("after=" + seal("page", [1, False, 5]), "after"),
         ("reverse=1", "reverse"),
         ("offset=3", "offset"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,9 +13,11 @@ import aiohttp
 import pytest
 
 from ackord.errors import InvalidRequest, Unauthorized, Unavailable
-from ackord.wire.frames import FrameDecoder, encode_frame
+from ackord.wire.chunks import chunk
+from ackord.wire.frames import FrameDecoder, encode_frame, packb
 from ackord.wire.limits import DEFAULT_LIMITS, Limits
 from ackord.wire.messages import STREAM_CONTENT_TYPE, TOLD
+from ackord_node.server import stream as streams
 from tests.support.fake_service import FakeService
 from tests.support.http_node import HttpNode, http_node
 from tests.support.transports import eventually
@@ -162,6 +165,28 @@ async def test_a_big_answer_is_split_and_complete(node: HttpNode, stream: Stream
             got.update(zip(indices, results, strict=True))
     assert got == {number: node.service.rows[keys[number]] for number in range(40)}
     assert stream.frames_count > 2
+
+
+async def test_a_very_big_answer_is_not_packed_again_and_again(
+    node: HttpNode, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed_bytes = 0
+
+    def counted(value: Any) -> bytes:
+        nonlocal packed_bytes
+        packed = packb(value)
+        packed_bytes += len(packed)
+        return packed
+
+    monkeypatch.setattr(streams, "packb", counted)
+    node.service.rows[b"big"] = bytes(8) + b"x" * 100_000
+    stream.send([7, 1, 4, [b"big"] * 300])
+    answered = 0
+    while answered < 300:
+        for _, indices, rows in await stream.frame():
+            assert indices == list(range(answered, answered + len(rows)))
+            answered += len(rows)
+    assert packed_bytes < 2.1 * 300 * 100_000
 
 
 async def test_what_a_holder_is_told_comes_whole_and_in_order_with_answers(
@@ -356,6 +381,7 @@ async def test_a_bad_group_is_answered_and_the_others_go_on(
         encode_frame([[-1, 1, 4, [b"a"]]]),
         encode_frame([[]]),
         encode_frame([5]),
+        encode_frame(None),
         encode_frame({"rid": 1}),
         encode_frame([[1, 1, 4, [b"a"]]] * 2),
         encode_frame([[1, 1, 4, [b"a"]]] * 4097),
@@ -428,6 +454,15 @@ async def test_a_client_that_does_not_take_its_answers_is_not_read_on() -> None:
         assert len(await stream.answers(200)) == 200
 
 
+async def test_a_frame_that_asks_for_more_than_the_client_takes_waits_for_it() -> None:
+    async with limited() as (_node, stream, service):
+        service.rows[b"a"] = bytes(8) + b"x" * 1_000_000
+        stream.send(*[[rid, 1, 4, [b"a"]] for rid in range(100)])
+        await asyncio.sleep(0.5)
+        assert 8 <= len(service.groups) < 50
+        assert [answer[0] for answer in await stream.answers(100)] == list(range(100))
+
+
 async def test_too_many_streams_are_refused() -> None:
     async with limited(streams_count=1) as (node, _, _), aiohttp.ClientSession() as session:
         headers = {"Content-Type": STREAM_CONTENT_TYPE}
@@ -437,3 +472,34 @@ async def test_too_many_streams_are_refused() -> None:
             assert response.status == 503
             assert response.headers["Retry-After"] == "1"
             assert (await response.json())["error"]["detail"]["limit"] == 1
+
+
+async def test_what_came_before_something_that_ends_the_stream_is_taken_on(
+    node: HttpNode, stream: Stream
+) -> None:
+    stream.send(write(1, put(1, b"a")), ["no number"])
+    await eventually(lambda: node.service.flushes == 1)
+    assert len(node.service.groups) == 1
+
+
+async def test_a_client_that_reads_nothing_does_not_keep_a_stream_that_has_ended(
+    node: HttpNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "DRAIN_TIMEOUT_S", 0.2)
+    node.service.rows[b"big"] = (1).to_bytes(8, "big") + b"x" * 3_500_000
+    host, port = node.url.removeprefix("http://").split(":")
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect((host, int(port)))
+    _, writer = await asyncio.open_connection(sock=sock, limit=1024)
+    try:
+        head = f"POST /v1/stream HTTP/1.1\r\nHost: h\r\nContent-Type: {STREAM_CONTENT_TYPE}\r\n"
+        writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk(encode_frame(HELLO)))
+        writer.write(chunk(encode_frame([[rid, 1, 4, [b"big"]] for rid in (1, 2)])))
+        await eventually(lambda: len(node.service.groups) == 2)
+        writer.write(chunk(b"\xff" * 8))  # the end of the stream
+        server = node.runner.server
+        assert server is not None
+        await eventually(lambda: not server.connections)
+    finally:
+        writer.transport.abort()

@@ -7,16 +7,32 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+import aiohttp
 import pytest
 
 import ackord
 from ackord.errors import Conflict, InvalidRequest, OutcomeUnknown, Unavailable
+from ackord.expressions import encode_where
+from ackord.wire.frames import packb
+from ackord.wire.keys import KeySchema
 from ackord.wire.limits import DEFAULT_LIMITS
-from ackord.wire.messages import COND_NONE, KIND_DELETE, KIND_PUT, KIND_TRANSACTION, OP_WRITE
+from ackord.wire.messages import (
+    COND_NONE,
+    COND_WHERE,
+    KIND_DELETE,
+    KIND_PUT,
+    KIND_TRANSACTION,
+    OP_WRITE,
+    TableDefinition,
+    TabletRange,
+)
 from ackord.wire.transactions import digest_of
 from ackord.wire.values import encode_columns
+from ackord_node.server.bodies import Body
 from ackord_node.server.groups import GroupChecker
+from ackord_node.server.transactions import _Form
 from tests.support.fake_node import FakeCluster, FakeNode, start_cluster, stop_cluster
+from tests.support.http_node import Client, error_of, http_node
 
 
 @pytest.fixture
@@ -225,3 +241,32 @@ def test_the_bytes_of_a_transaction_are_bounded() -> None:
     assert check(op_of(writes=[WRITE]), transaction_bytes=100) == 1
     with pytest.raises(InvalidRequest, match="over the limit of 5"):
         check(op_of(writes=[WRITE]), transaction_bytes=5)
+
+
+# ------------------------------------------------------------------------------------------ HTTP
+
+
+@pytest.mark.parametrize("where", [float("nan"), {b"a": 1}, [{b"a": 1}], [[]], 5, "x"])
+async def test_a_condition_in_msgpack_that_is_none_is_refused_by_name(where: Any) -> None:
+    body = {"partition": "p", "writes": [{"put": ["p"], "columns": {}, "where": where}]}
+    async with http_node() as node, aiohttp.ClientSession() as session:
+        ask = Client(session, node.url)
+        await ask("POST", "/v1/tables", {"name": "t", "key": [["a", "str"]]})
+        answer = await ask(
+            "POST", "/v1/tables/t/transactions", packb(body), Content_Type="application/msgpack"
+        )
+    assert error_of(answer, 400, "invalid_request")["detail"]["field"] == "where"
+
+
+def test_constants_of_a_condition_in_msgpack_are_plain_values() -> None:
+    limits = DEFAULT_LIMITS
+    table = TableDefinition(1, "t", KeySchema((("a", "str"),)), (TabletRange(1, b"", None),))
+    where = ["==", {"col": "x"}, b"\x00\xff"]
+    write = {"put": ["p"], "columns": {}, "where": where}
+    _, (_, _, writes) = _Form(
+        table, Body({"partition": "p", "writes": [write]}, b"", False), limits
+    ).transaction()
+    assert writes[0][3:] == [
+        COND_WHERE,
+        [COND_NONE, None, encode_where(ackord.col("x") == b"\x00\xff", limits)],
+    ]

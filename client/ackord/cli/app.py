@@ -18,7 +18,15 @@ from ackord.cli.recover import recover
 from ackord.cli.rows import delete, get, history, put, scan
 from ackord.cli.status import status
 from ackord.cli.tables import table
-from ackord.errors import Conflict, Error, InvalidRequest, OutcomeUnknown, TableNotFound, Unavailable
+from ackord.errors import (
+    Conflict,
+    Error,
+    InvalidRequest,
+    OutcomeUnknown,
+    TableNotFound,
+    Unavailable,
+    VersionCollected,
+)
 
 EXIT_NO: Final = 1
 EXIT_USAGE: Final = 2
@@ -29,7 +37,7 @@ EXIT_INTERRUPTED: Final = 130
 
 EXIT_CODES: Final = (
     (EXIT_NO, (Conflict,)),
-    (EXIT_USAGE, (InvalidRequest, TableNotFound)),
+    (EXIT_USAGE, (InvalidRequest, TableNotFound, VersionCollected)),
     (EXIT_UNAVAILABLE, (Unavailable,)),
     (EXIT_UNKNOWN, (OutcomeUnknown,)),
 )
@@ -40,7 +48,8 @@ Exit codes:
   0    done
   1    the answer is no: not healthy, no such row, a condition does not hold,
        lines of a file are bad, a confirmation is missing
-  2    the request can never succeed as it is: wrong argument, no such table
+  2    the request can never succeed as it is: wrong argument, no such table,
+       a version that is no longer kept
   3    the cluster cannot be reached or cannot take the request now;
        it certainly did not happen
   4    unknown: the request was sent and not answered

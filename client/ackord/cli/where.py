@@ -43,10 +43,9 @@ def parse_where(text: str | None) -> Expression | None:
     if text is None:
         return None
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        return Expression(_node(ast.parse(text.strip(), mode="eval").body, text))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _refused(text, getattr(error, "msg", None) or "it cannot be read") from None
-    return Expression(_node(tree.body, text))
 
 
 def _node(item: ast.expr, text: str) -> Node:

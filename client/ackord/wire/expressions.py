@@ -290,7 +290,7 @@ def expression_from_json(item: Any, limits: Limits = DEFAULT_LIMITS) -> Node:
 def _from_json(item: Any, depth: int, limits: Limits) -> Node:
     if depth > limits.expression_depth_count:
         raise _too_deep(limits)
-    if not isinstance(item, list) or not item or item[0] not in _NUMBERS:
+    if not isinstance(item, list) or not item or type(item[0]) is not str or item[0] not in _NUMBERS:
         raise _bad(f'write ["==", {{"col": "state"}}, "new"]; operators are {" ".join(_NUMBERS)}', item)
     word = item[0]
     if word in ("and", "or", "not"):

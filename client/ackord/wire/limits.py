@@ -6,7 +6,10 @@ Each is checked where the value enters, and the error names the field, the value
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ackord.errors import InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +78,14 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+def check_bounds(what: str, bounds: Any) -> None:
+    """InvalidRequest unless every field of this dataclass is a positive int."""
+    for item in fields(bounds):
+        value = getattr(bounds, item.name)
+        if type(value) is not int or value < 1:
+            shown = ascii(value)[:60]
+            raise InvalidRequest(
+                f"{what}: {item.name}={shown} is no positive int", field=item.name, value=shown
+            )

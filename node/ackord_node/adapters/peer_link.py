@@ -15,10 +15,10 @@ import socket
 from typing import Any, Protocol, cast
 
 from ackord.errors import Error, InvalidRequest, Unavailable
+from ackord.wire.chunks import ChunkDecoder, chunk
 from ackord.wire.frames import FrameDecoder, encode_frame
 from ackord.wire.messages import HELLO_ALONE_HEADER, HELLO_REFUSED, STREAM_CONTENT_TYPE
 from ackord_node.adapters.peer_queue import PeerQueue
-from ackord_node.framing import ChunkDecoder, chunk
 from ackord_node.ports import PeerListener
 
 PEER_PATH = "/peer/v1/stream"
@@ -59,6 +59,7 @@ class Conversation(asyncio.Protocol):
         self.answer: asyncio.Future[Any] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
         self.is_paused = False
+        self.incarnation = 0  # the peer's, as its answer said
         self.transport: asyncio.Transport | None = None
         self._head = b""
         self._has_head = False
@@ -146,9 +147,13 @@ class PeerLink:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def hurry(self) -> None:
-        """The peer is known to live (it has just connected to this node): try now, not after the pause."""
+    def met(self, incarnation: int) -> None:
+        """This run of the peer has just connected to this node. So it lives: try now, not after the pause. And a link
+        to another run of it is dead, even if the network has not said so: a machine without power says nothing."""
         self._hurry.set()
+        conversation = self._conversation
+        if conversation is not None and conversation.incarnation != incarnation:
+            conversation.abort()
 
     def send(self, packed: bytes, urgent: bool) -> bool:
         if len(packed) > MESSAGE_BYTES_MAX:
@@ -220,7 +225,7 @@ class PeerLink:
                 sock = await _connected(self._address)
                 transport, _ = await self._loop.create_connection(lambda: conversation, sock=sock)
                 transport.write(self._request())
-                self._check_answer(await conversation.answer)
+                conversation.incarnation = self._check_answer(await conversation.answer)
             self._logged = None
             self.queue.clear()
             self._conversation = conversation
@@ -249,8 +254,8 @@ class PeerLink:
         ]
         return head.encode() + chunk(encode_frame(hello))
 
-    def _check_answer(self, answer: Any) -> None:
-        """Raises what the peer refused with, or why its answer cannot be trusted."""
+    def _check_answer(self, answer: Any) -> int:
+        """The peer's incarnation. Raises what the peer refused with, or why its answer cannot be trusted."""
         if not isinstance(answer, list) or len(answer) < 3 or not isinstance(answer[0], int):
             raise InvalidRequest("the answer to the hello is malformed")
         if answer[0] == HELLO_REFUSED:
@@ -263,6 +268,9 @@ class PeerLink:
             raise InvalidRequest(
                 f"{self._address} answered as node {answer[1]!r} with wire version {answer[0]}"
             )
+        if type(answer[2]) is not int:
+            raise InvalidRequest("the answer to the hello has no incarnation")
+        return answer[2]
 
     def _become(self, state: str) -> None:
         if state == self.state:

@@ -34,7 +34,7 @@ from ackord_node.adapters.peer_link import (
     PeerLink,
 )
 from ackord_node.adapters.peer_queue import BULK_BYTES_MAX, URGENT_COUNT_MAX, PeerQueue
-from ackord_node.framing import TakenBody
+from ackord_node.framing import TakenBody, first_frames
 from ackord_node.ports import PeerListener
 
 REFUSALS_LOGGED_MAX = 256  # remembered texts, since hellos come from anyone
@@ -118,7 +118,7 @@ class HttpPeerTransport:
         decoder = FrameDecoder(FRAME_BYTES_MAX)
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
-                frames = await _first_frames(request.content, decoder)
+                frames = await first_frames(request.content, decoder)
             refusal = self._judge(frames[0])
             if refusal is not None:
                 self._log_refusal(refusal, frames[0], request.remote)
@@ -153,7 +153,7 @@ class HttpPeerTransport:
         if taken is not None:
             request.protocol.set_parser(cast(Any, taken))
         self._accepted[node] = stream
-        self._links[node].hurry()
+        self._links[node].met(incarnation)
         try:
             await response.write(encode_frame([frames[0][0], self.name, self.incarnation]))
             for frame in frames[1:]:
@@ -240,16 +240,6 @@ class _Accepted:
         self.is_closed = True
         if self._transport is not None:
             self._transport.abort()
-
-
-async def _first_frames(content: aiohttp.StreamReader, decoder: FrameDecoder) -> list[Any]:
-    while True:
-        data = await content.readany()
-        if not data:
-            raise EOFError("the stream ended before its first frame")
-        frames = decoder.feed(data)
-        if frames:
-            return frames
 
 
 __all__ = ["PEER_PATH", "PEER_WIRE_VERSION", "PEER_WIRE_VERSION_OLDEST", "HttpPeerTransport"]

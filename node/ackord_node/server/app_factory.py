@@ -48,7 +48,7 @@ def build_app(service: Service, transport: PeerAcceptor, metrics: Metrics) -> we
 
     app.cleanup_ctx.append(forwarding)
     app.on_shutdown.append(drain)
-    row = "/v1/tables/{table}/rows/{key:.*}"
+    row = "/v1/tables/{table}/rows/{key:(?s:.*)}"  # a key may hold any character, also the end of a line
     app.router.add_routes(
         [
             web.post("/v1/stream", streams.accept),

@@ -233,7 +233,8 @@ class ScanRange:
     def resumed(self, token: str, table_id: int) -> ScanRange:
         """This range from the token's position on, never outside of it."""
         content = unseal("page", token, "after")
-        if len(content) != 3 or content[:2] != [table_id, self.reverse]:
+        is_position = len(content) == 3 and (content[2] is None or type(content[2]) is bytes)
+        if not is_position or content[:2] != [table_id, self.reverse]:
             raise InvalidRequest(
                 "after must be the `next` of an answer to the same request", field="after", value=token[:60]
             )

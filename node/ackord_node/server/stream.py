@@ -21,6 +21,7 @@ import aiohttp
 from aiohttp import web
 
 from ackord.errors import BY_CODE, Error, InvalidRequest, Unauthorized, Unavailable
+from ackord.wire.chunks import chunk
 from ackord.wire.frames import FrameDecoder, encode_frame, packb
 from ackord.wire.messages import (
     HELLO_REFUSED,
@@ -43,7 +44,7 @@ from ackord.wire.messages import (
     error_to_wire,
     is_error,
 )
-from ackord_node.framing import join_frame
+from ackord_node.framing import first_frames, join_frame
 from ackord_node.runtime.service import Service
 from ackord_node.server.bodies import BodyRefused, check_query
 from ackord_node.server.groups import GroupChecker
@@ -114,7 +115,7 @@ class StreamHandlers:
             self._streams.discard(stream)
             self._metrics.client_streams(len(self._streams))
             if request.transport is not None:
-                request.transport.close()  # else aiohttp goes on reading what may never end
+                _end(request.transport)
         return response
 
     async def drain(self) -> None:
@@ -122,6 +123,14 @@ class StreamHandlers:
         self._is_stopping = True
         if self._streams:
             await asyncio.gather(*(stream.drain() for stream in list(self._streams)))
+
+
+def _end(transport: asyncio.Transport) -> None:
+    """Closes the connection, else aiohttp goes on reading what may never end. A client that reads nothing keeps it, and
+    what was to be sent, no longer than a moment."""
+    transport.close()
+    if transport.get_write_buffer_size():
+        asyncio.get_running_loop().call_later(DRAIN_TIMEOUT_S, transport.abort)
 
 
 class Sender(Protocol):
@@ -146,7 +155,7 @@ class ChunkSender:
         return transport.get_write_buffer_size() < UNTAKEN_BYTES_MAX and not transport.is_closing()
 
     def send(self, frame: bytes) -> None:
-        self._transport.write(b"%x\r\n%b\r\n" % (len(frame), frame))
+        self._transport.write(chunk(frame))
 
 
 def _sender(request: web.Request, response: web.StreamResponse) -> Sender | None:
@@ -225,14 +234,17 @@ class ClientStream:
         content = self._request.content
         decoder = FrameDecoder(self._service.limits.frame_bytes)
         async with asyncio.timeout(HELLO_TIMEOUT_S):
-            frames = await _first_frames(content, decoder)
+            frames = await first_frames(content, decoder)
         await self._welcome(frames.pop(0))
         while True:
             for frame in frames:
-                while self._is_congested():
-                    self._room = self._loop.create_future()
-                    await self._room
-                self._take(frame)
+                rest, is_left = frame, True
+                while is_left:
+                    while self._is_congested():
+                        self._room = self._loop.create_future()
+                        await self._room
+                    rest = self._take(rest)
+                    is_left = bool(rest)
             data = await content.readany()
             if not data:
                 return
@@ -258,28 +270,32 @@ class ClientStream:
             encode_frame([version, service.cluster, service.name, service.incarnation, service.now_version()])
         )
 
-    def _take(self, frame: Any) -> None:
-        """Submits the groups of one frame."""
+    def _take(self, frame: Any) -> list[Any]:
+        """Submits the groups of one frame; returns those for which there is no room, because of what the others were
+        answered."""
         most = self._service.limits.frame_groups_count
         if type(frame) is not list or len(frame) > most:
             raise InvalidRequest(f"a frame is a list of at most {most} groups", field="frame", limit=most)
         arrived_s = self._loop.time()
         self._is_submitting = True
         try:
-            total = self._submit(frame, arrived_s)
+            total, rest = self._submit(frame, arrived_s)
         finally:
             self._is_submitting = False
+            self._service.flush()  # also what came before something that ends the stream
         if total:
-            self._service.flush()
             self._metrics.client_frame(total)
         if self._answers:
             self._send_answers()
+        return rest
 
-    def _submit(self, frame: list[Any], arrived_s: float) -> int:
-        """How many operations the node was given."""
+    def _submit(self, frame: list[Any], arrived_s: float) -> tuple[int, list[Any]]:
+        """How many operations the node was given, and the groups that are left."""
         submit = self._service.submit
         total = 0
-        for group in frame:
+        for at, group in enumerate(frame):
+            if self._answers_bytes >= UNSENT_BYTES_MAX:
+                return total, frame[at:]
             rid = self._checker.rid_of(group)
             if rid is None:
                 raise InvalidRequest("a group has no number: it must begin with an int", field="rid")
@@ -297,7 +313,7 @@ class ClientStream:
             self._inflight += count
             total += count
             submit(group, self._respond)
-        return total
+        return total, []
 
     def _is_congested(self) -> bool:
         return self._inflight >= self._inflight_max or self._answers_bytes >= UNSENT_BYTES_MAX
@@ -343,9 +359,12 @@ class ClientStream:
         if len(packed) > ANSWER_BYTES and indices != WHOLE_GROUP and rid != TOLD and len(results) > 1:
             if indices is None:
                 indices = list(range(len(results)))
-            half = len(results) // 2
-            self._queue([rid, indices[:half], results[:half]])
-            self._queue([rid, indices[half:], results[half:]])
+            count = max(
+                1, len(results) * ANSWER_BYTES // len(packed)
+            )  # each part is packed once more, not ever again
+            del packed
+            for at in range(0, len(results), count):
+                self._queue([rid, indices[at : at + count], results[at : at + count]])
             return
         self._answers.append(packed)
         self._answers_bytes += len(packed)
@@ -438,13 +457,3 @@ class ClientStream:
 
 def _error_name(wire: Any) -> str:
     return BY_CODE.get(wire[0], Error).name
-
-
-async def _first_frames(content: aiohttp.StreamReader, decoder: FrameDecoder) -> list[Any]:
-    while True:
-        data = await content.readany()
-        if not data:
-            raise EOFError("the stream ended before its first frame")
-        frames = decoder.feed(data)
-        if frames:
-            return frames

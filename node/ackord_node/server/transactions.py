@@ -18,7 +18,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from ackord.errors import InvalidRequest
-from ackord.wire.json_forms import columns_from_json, dump_json, from_json, version_from_json
+from ackord.wire.json_forms import columns_from_json, dump_json, from_json, to_json, version_from_json
 from ackord.wire.keys import AUTO
 from ackord.wire.limits import Limits
 from ackord.wire.messages import (
@@ -167,4 +167,9 @@ class _Form:
         """As the query of a single write says it."""
         if name in ("if_absent", "if_exists"):
             return str(value).lower()
-        return dump_json(value) if name == "where" else str(value)
+        if name != "where":
+            return str(value)
+        try:
+            return dump_json(value if self._is_json else to_json(value))
+        except (TypeError, ValueError):
+            raise InvalidRequest("where is no expression as JSON or msgpack", field="where") from None
