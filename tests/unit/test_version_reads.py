@@ -8,11 +8,12 @@ from typing import Any, cast
 import pytest
 
 from ackord.errors import Unavailable
-from ackord.wire.messages import OP_AS_OF, WHOLE_GROUP, error_to_wire
+from ackord.wire.messages import OP_AS_OF, OP_CELLS, WHOLE_GROUP, error_to_wire
 from ackord_node.adapters.engine_memory import MemoryEngine
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
 from ackord_node.core.log import Entry
+from ackord_node.runtime import version_reads
 from ackord_node.runtime.requests import Deferred
 from ackord_node.runtime.version_reads import VersionReads
 from tests.support.core_hand import NODES, TABLET, Hand, descriptor
@@ -94,3 +95,18 @@ def test_a_version_that_this_copy_has_not_reached_is_for_the_coordinator(as_of: 
     host.ask(as_of)
     ((rid, places, error),) = host.answers
     assert (rid, places) == (1, WHOLE_GROUP) and error[2]["reason"] == "not_coordinator"
+
+
+def test_large_rows_end_an_answer_before_it_holds_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group may name thousands of keys, and a row may have megabytes."""
+    h = Hand("n2")
+    h.do(e.DescriptorSeen(descriptor(*NODES, coordinator="n1", incarnation=11), 4))
+    h.append(3, 0, 0, 1, [Entry.create(TABLET, 3, 1, 10, [[b"c", 1, 0, [1], [KEY], [ROW]]])])
+    h.beacon(3, 1, 0, request=h.now, seconds=5.0)
+    host = HandHost(h)
+    monkeypatch.setattr(version_reads, "GET_BYTES_MAX", len(ROW) + 1)
+    host.reads.take([1, OP_AS_OF, TABLET, [KEY] * 4, AS_OF], host.answers.append)
+    host.reads.take([2, OP_CELLS, TABLET, [KEY] * 4, 1, None, None], host.answers.append)
+    refused = host.elsewhere("overloaded")
+    assert host.answers[0] == [1, None, [ROW, ROW, refused, refused]]
+    assert [row == refused for row in host.answers[1][2]] == [False, True, True, True], "cells take more"

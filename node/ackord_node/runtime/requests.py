@@ -9,6 +9,8 @@ from ackord.wire.messages import TOLD
 from ackord_node.core.effects import Tell, WriteGroup
 from ackord_node.runtime.service import Respond
 
+GET_BYTES_MAX = 16 * 1024 * 1024  # of rows in one answer of several; the others may be asked for again
+
 
 class Request:
     """One request group; the core's ``Reply`` effects lead back here."""

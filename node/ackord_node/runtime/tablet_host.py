@@ -33,7 +33,14 @@ from ackord_node.ports import (
 )
 from ackord_node.runtime.collector import Collector
 from ackord_node.runtime.committer import Committer, Source
-from ackord_node.runtime.requests import Deferred, Request, Subset, groups_count, tell_holder
+from ackord_node.runtime.requests import (
+    GET_BYTES_MAX,
+    Deferred,
+    Request,
+    Subset,
+    groups_count,
+    tell_holder,
+)
 from ackord_node.runtime.scan import Range, Selection, count, page
 from ackord_node.runtime.service import Respond
 from ackord_node.runtime.snapshots import Snapshots
@@ -46,7 +53,7 @@ READ_LOG_COUNT = 4096
 SWEEP_ROWS_COUNT = 1_000  # looked at in one step
 SWEEP_BYTES = 256 * 1024
 GET_RUN_COUNT = 32  # keys read before the first look at how large the rows are
-GET_BYTES_MAX = 16 * 1024 * 1024
+GET_RUN_COUNT_MAX = 128  # and between two looks
 HOLD_S = 0.3  # writes wait so long for a coordinator that is just taking over
 
 log = logging.getLogger("ackord.tablet")
@@ -211,7 +218,7 @@ class TabletHost(Source):
                 late += [start + at for at in waiting]
             if stop < count:
                 size += sum([len(row) for row in part if row is not None])
-            start, run = stop, run * 4
+            start, run = stop, min(run * 4, GET_RUN_COUNT_MAX)
         if start == count and not late:
             respond([rid, None, rows])
         else:

@@ -25,7 +25,7 @@ from ackord_node.core import effects as e
 from ackord_node.core.history import Moment
 from ackord_node.core.replica import READ_WAIT_S, Replica
 from ackord_node.ports import Clock, Engine
-from ackord_node.runtime.requests import Deferred
+from ackord_node.runtime.requests import GET_BYTES_MAX, Deferred
 from ackord_node.runtime.scan import Range, Selection
 from ackord_node.runtime.service import Respond
 
@@ -62,15 +62,15 @@ class VersionReads:
         reads = self._host.replica.reads
         if op == OP_AS_OF:
             keys, as_of = group[3], group[4]
-            self._when_settled(
-                rid, keys, as_of, lambda: [self._row_as_of(key, as_of) for key in keys], respond
-            )
+            row = lambda key: self._row_as_of(key, as_of)  # noqa: E731
+            self._when_settled(rid, keys, as_of, lambda: self._rows(keys, row), respond)
         elif op == OP_HISTORY:
             key, before, count_max = group[3:]
             self._when_settled(rid, [key], None, lambda: [self._history(key, before, count_max)], respond)
         elif op == OP_CELLS:
             keys, bounds = group[3], group[4:]
-            self._when_settled(rid, keys, None, lambda: [reads.cells(key, *bounds) for key in keys], respond)
+            row = lambda key: reads.cells(key, *bounds)  # noqa: E731
+            self._when_settled(rid, keys, None, lambda: self._rows(keys, row), respond)
         elif op == OP_COUNT:
             start, end, where, as_of = group[3:]
             wanted = Range(start, end, False, SCAN_KEYS_COUNT, SCAN_BYTES)
@@ -78,6 +78,16 @@ class VersionReads:
         else:
             wanted, as_of, options = Range(*group[3:8]), group[8], group[9:]
             self._when_settled(rid, None, as_of, lambda: [self._page(wanted, as_of, options)], respond)
+
+    def _rows(self, keys: list[bytes], read: Callable[[bytes], Any]) -> list[Any]:
+        """One after the other; what goes beyond ``GET_BYTES_MAX`` is refused and may be asked again."""
+        rows: list[Any] = []
+        size = 0
+        for key in keys:
+            row = read(key) if size < GET_BYTES_MAX else self._host.elsewhere("overloaded")
+            size += len(row) if type(row) is bytes else 0
+            rows.append(row)
+        return rows
 
     def _when_settled(
         self,
