@@ -76,6 +76,9 @@ class Worker:
     async def call(self, work: Callable[[], Any]) -> Any:
         return work()
 
+    def waited_s(self) -> float:
+        return 0.0
+
     async def close(self) -> None:
         self.waiting.clear()
 
