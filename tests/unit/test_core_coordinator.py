@@ -348,3 +348,24 @@ def test_a_member_that_waits_for_clients_is_not_slow() -> None:
             h.promise("n3", flags=flags)
         h.tick()
         assert h.c.progress["n3"].revoking is not is_well
+
+
+def test_a_run_whose_log_ends_too_early_gets_no_lease_whenever_the_beacon_left() -> None:
+    """Rule R13: a beacon from before the member's last confirmation may be answered by a run whose disk rolled back;
+    it is compared with the next beacon, and shares those of the node only after that."""
+    h = serving()
+    h.write()
+    h.store()
+    sent_at = h.now
+    h.now += 0.1
+    for node in ("n2", "n3"):
+        h.confirm(node, 1)
+    p = h.c.progress["n2"]
+    granted = p.granted_until
+    h.promise("n2", sent_at=sent_at, request=h.now, end=0, flags=ALL_WELL | m.FLAG_SHARES, incarnation=23)
+    assert (p.granted_until, p.grant, p.enrolled) == (granted, None, 0)
+    assert not p.expelled
+    h.now += 0.1
+    h.promise("n2", request=h.now, end=0, flags=ALL_WELL | m.FLAG_SHARES, incarnation=23)
+    assert p.expelled
+    assert (p.granted_until, p.enrolled) == (granted, 0)

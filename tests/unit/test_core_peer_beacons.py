@@ -525,6 +525,22 @@ def test_a_late_answer_does_not_bring_an_older_request_back() -> None:
     assert listed.request == late[6]
 
 
+def test_a_peer_whose_machine_was_restarted_is_granted_leases_again() -> None:
+    """Its clock counts from the machine's start: what its earlier run asked for lies far ahead of it."""
+    p = Pair()
+    early = p.deliver(p.beacon())
+    early[6] = 1_000_000.0
+    p.confirm(early)
+    assert p.beacon()[7] == early[6]
+    p.n1.confirm("n2", 0, incarnation=23)
+    p.n1.promise("n2", flags=SHARES, incarnation=23)
+    late = p.deliver(p.beacon())
+    p.confirm(late, incarnation=23)
+    beacon = p.beacon()
+    assert (beacon[7], beacon[9]) == (late[6], 23)
+    assert beacon[8] > 0
+
+
 def test_a_coordinator_that_stepped_down_is_confirmed_nothing() -> None:
     p = Pair()
     answer, authority = p.deliver(p.beacon()), p.progress.authority

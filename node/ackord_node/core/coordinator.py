@@ -156,8 +156,10 @@ class Coordinator:
         p.flags = flags
         if flags & m.FLAG_HOLDERS and p.behind_since != NEVER:
             p.behind_since = now  # rule R19: it waits for clients, which is bounded, and is not slow itself
-        if end < p.confirmed and sent_at > p.confirmed_at:
-            self.membership.expel(p, f"its log ends at {end}, but it had confirmed {p.confirmed}")
+        if end < p.confirmed:
+            # Of a beacon that left before its latest confirmation came it decides nothing, and shows nothing (R13).
+            if sent_at > p.confirmed_at:
+                self.membership.expel(p, f"its log ends at {end}, but it had confirmed {p.confirmed}")
             return
         if flags & m.FLAG_SHARES:
             p.enrolled = incarnation

@@ -204,6 +204,8 @@ class PeerBeacons:
             return
         out.confirmed_at = now
         has_changed, out.flags = flags != out.flags, flags
+        if incarnation != out.grantee:
+            out.asked = NEVER  # another run: its clock began anew if its machine did
         is_newest = request > out.asked
         out.asked = max(out.asked, request)
         gone = set(left)
