@@ -58,7 +58,7 @@ class Pair:
 
     def beacon(self) -> Any:
         """n1's next beacon to n2; None if it sends none."""
-        self.coordinators.due = 0.0
+        self.coordinators.due = self.now
         self.sent.clear()
         self.coordinators.tick({"n2"}, self.now)
         beacons = [message for _, _, message in self.sent if message[0] == m.PEER_BEACON]
@@ -435,6 +435,19 @@ def test_a_tablets_own_beacons_rest_while_the_pairs_are_confirmed() -> None:
     assert p.woken == [TABLET], "silence"
     p.n1.tick()
     assert p.n1.sent(m.BEACON, "n2")
+
+
+def test_a_node_that_stood_still_takes_no_peer_for_silent() -> None:
+    """Else it would send a beacon for each of its tablets whenever it comes late, with their answers unread."""
+    p = Pair()
+    p.round()
+    p.woken.clear()
+    p.wait(5.0)
+    p.coordinators.tick({"n2"}, p.now)
+    assert (p.progress.is_shared, p.woken) == (True, [])
+    p.wait(TIMING.beacon_interval)
+    p.coordinators.tick({"n2"}, p.now)
+    assert (p.progress.is_shared, p.woken) == (False, [TABLET]), "no answer lay there"
 
 
 def test_a_commit_point_that_came_to_rest_is_told_by_a_beacon_of_the_tablets_own() -> None:

@@ -105,9 +105,11 @@ class PeerBeacons:
         covers what was granted to another (R10)."""
         if now < self.due:
             return
+        # If this node itself stood still, the confirmations that came meanwhile are looked at before the next round.
+        is_late = now - self.due > self._timing.beacon_interval
         self.due = now + self._timing.beacon_interval
         for peer, out in self._peers.items():
-            if now - out.confirmed_at > self._timing.silence:
+            if now - out.confirmed_at > self._timing.silence and not is_late:
                 self._fell_silent(out)
             if peer in up:
                 self._beacon(peer, out, now)
