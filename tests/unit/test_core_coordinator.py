@@ -350,6 +350,15 @@ def test_a_member_that_waits_for_clients_is_not_slow() -> None:
         assert h.c.progress["n3"].revoking is not is_well
 
 
+def test_a_member_that_waits_for_clients_and_lacks_nothing_is_not_behind_from_then_on() -> None:
+    h = serving()
+    h.promise("n3", flags=ALL_WELL | m.FLAG_HOLDERS)
+    for _ in range(7):
+        h.tick(0.2)
+        h.promise("n2", "n3")
+    assert not h.c.progress["n3"].revoking
+
+
 def test_a_run_whose_log_ends_too_early_gets_no_lease_whenever_the_beacon_left() -> None:
     """Rule R13: a beacon from before the member's last confirmation may be answered by a run whose disk rolled back;
     it is compared with the next beacon, and shares those of the node only after that."""

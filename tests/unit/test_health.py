@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ackord_node.adapters.clock import SystemClock
+from ackord_node.adapters.processor import ProcessorWaits
+from ackord_node.runtime.committer import Committer
 from ackord_node.runtime.engine_thread import EngineThread
 from ackord_node.runtime.health import PROBE_S, WELL_AFTER_S, Health
 
@@ -95,3 +99,42 @@ async def test_the_engines_own_thread_is_the_one_whose_waits_count() -> None:
     await asyncio.wait_for(worker.call(lambda: None), 10)
     assert watched_by == ["engine"] and worker.waited_s() == 1.5
     await worker.close()
+
+
+class Hanging:
+    """An engine whose commits end when the test lets them."""
+
+    def __init__(self) -> None:
+        self.may_end = threading.Event()
+
+    def commit(self, batch: Any) -> None:
+        assert self.may_end.wait(30)
+
+    def free_bytes(self) -> int:
+        return 1
+
+
+async def test_of_a_real_thread_a_commit_that_hangs_is_noticed_and_a_loop_that_stands_still_is_not() -> None:
+    engine, told = Hanging(), asyncio.Queue[str | None]()
+    unused: Any = engine
+    observer: Any = SimpleNamespace(loop_lag=lambda lag: None, engine_commit=lambda count, seconds: None)
+    worker, clock = EngineThread(lambda: ProcessorWaits().seconds), SystemClock()
+    committer = Committer(unused, worker, clock, observer, lambda reason, is_void: None)
+    health = Health(unused, committer, clock, observer, 0.2, told.put_nowait)
+    running = asyncio.create_task(health.run())
+    await asyncio.sleep(0)
+
+    committer.put_node({"a": b"1"})
+    await asyncio.sleep(0)
+    time.sleep(1.0)  # the loop of a process that is not run  # noqa: ASYNC251
+    engine.may_end.set()
+    await asyncio.sleep(2 * PROBE_S)
+    assert told.empty()
+
+    engine.may_end.clear()
+    committer.put_node({"a": b"2"})
+    assert "slow" in str(await asyncio.wait_for(told.get(), 20))
+    assert committer.busy_since is not None, "it is under way"
+    engine.may_end.set()
+    running.cancel()
+    await committer.close()
