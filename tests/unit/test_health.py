@@ -63,6 +63,13 @@ def test_a_commit_that_hangs_is_noticed_while_it_is_under_way(watched: Watched) 
     assert watched.told[1:] == [None]
 
 
+def test_a_busy_loop_makes_the_watch_no_more_patient(watched: Watched) -> None:
+    watched.begin()
+    while not watched.told:
+        watched.look(0.0, late_s=0.8 * PROBE_S)
+    assert watched.now - watched.committer.busy_since < SLOW_S + 2 * PROBE_S
+
+
 def test_a_thread_that_waits_for_a_processor_is_no_slow_disk(watched: Watched) -> None:
     watched.begin()
     for _ in range(50):

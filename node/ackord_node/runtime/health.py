@@ -79,10 +79,13 @@ class Health:
             self._on_change(reason)
 
     def _commit_s(self, now: float, lag: float) -> float:
-        """How long the commit under way has taken, less what the engine's thread waited for a processor and the loop
-        came late for: it hears only then what has become of a commit."""
+        """How long the commit under way has taken, less what the engine's thread waited for a processor, and less
+        what the loop came late for: it hears only then what has become of a commit. The turns of a busy loop, shorter
+        than ``PROBE_S``, hide nothing."""
         waited_s = self._committer.waited_s()
-        lost_s, self._waited_s = lag + waited_s - self._waited_s, waited_s
+        lost_s, self._waited_s = waited_s - self._waited_s, waited_s
+        if lag > PROBE_S:
+            lost_s += lag
         since = self._committer.busy_since
         if since != self._busy_since:
             self._busy_since, self._lost_s = since, 0.0
