@@ -43,6 +43,21 @@ def test_the_inquiry_is_bounded() -> None:
     assert h.c.is_active
 
 
+def test_one_that_settles_is_asked_when_its_inquiry_ends_and_not_all_the_time() -> None:
+    """A node that takes over hundreds of tablets at once has other things to do."""
+    h = coordinator(settled=False)
+    ends_at = h.now + TIMING.inquiry_timeout
+    h.store()
+    for _ in range(3):
+        assert h.r.wake_at == ends_at
+        h.tick(0.01)
+    h = coordinator(settled=False)
+    for _ in range(5):
+        h.tick(0.1)
+    assert not h.c.is_active, "its own promise is not on disk"
+    assert h.r.wake_at > h.now + 0.1
+
+
 def test_a_later_commit_point_shows_that_the_own_disk_rolled_back() -> None:
     """Rule R13: it resigns, is suspect from then on, gives the lock back, and nothing of its epoch begins."""
     h = coordinator(settled=False, tail=entries(3))
