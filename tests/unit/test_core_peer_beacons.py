@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ackord.wire.limits import Limits
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
 from ackord_node.core.copy_meta import CopyMeta
+from ackord_node.core.holders import longest_hold
 from ackord_node.core.membership import Drain
 from ackord_node.core.peer_beacons import PeerBeacons
 from tests.support.core_hand import ALL_WELL, TABLET, TIMING, Hand, serving
@@ -435,6 +437,31 @@ def test_a_tablets_own_beacons_rest_while_the_pairs_are_confirmed() -> None:
     assert p.woken == [TABLET], "silence"
     p.n1.tick()
     assert p.n1.sent(m.BEACON, "n2")
+
+
+def test_a_member_whose_every_confirmation_waits_for_clients_is_not_behind() -> None:
+    """Rule R19: the beacons of a node pair do not say that it waits, and need not: it waits for a third of its time."""
+    p = Pair()
+    p.round()
+    wait_s = longest_hold(TIMING, Limits(cache_lease_ms=10_000)) * TIMING.scale
+    p.n1.write(seq=1)
+    for seq in range(2, 9):
+        p.n1.write(seq=seq)
+        p.n1.store()
+        p.n1.confirm("n3", p.n1.r.state.log.end)
+        for _ in range(2):
+            p.wait(wait_s / 2)
+            p.round()
+            p.n1.promise("n3")
+            p.n1.tick()
+            assert not p.progress.revoking
+        p.n1.confirm("n2", seq - 1)
+    assert p.n1.r.state.commit == seq - 1
+    for _ in range(4):
+        p.wait(TIMING.confirm_timeout / 3)
+        p.round()
+        p.n1.tick()
+    assert p.progress.revoking, "it answers, and confirms nothing more"
 
 
 def test_a_node_that_stood_still_takes_no_peer_for_silent() -> None:
