@@ -393,6 +393,21 @@ def test_a_lease_for_an_earlier_run_counts_not() -> None:
     assert p.n2.r.follower.lease_until == before
 
 
+def test_a_lease_for_an_earlier_run_counts_not_where_it_is_told_for_the_tablet_alone() -> None:
+    """Rule R6: the clock of a machine that was restarted begins anew, so what its earlier run asked for by the clock of
+    then may lie hours ahead."""
+    p = Pair()
+    p.round()
+    beacon = p.beacon()
+    before = p.n2.r.follower.lease_until
+    beacon[7:] = [p.now + 9000, 0.5, 21, [TABLET, 0.4]]
+    p.deliver(m.check(beacon))
+    assert p.n2.r.follower.lease_until == before
+    beacon[9] = N2
+    p.deliver(beacon)
+    assert p.n2.r.follower.lease_until == p.now + 9000.4, "or it would show nothing"
+
+
 def test_shorter_leases_are_told_one_by_one() -> None:
     """Rule R6: no tablet gets more than its own authority allowed."""
     p = Pair()

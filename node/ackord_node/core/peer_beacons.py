@@ -248,7 +248,9 @@ class PeerBeacons:
         if not self._take(heard, version, base, changes):
             self._answer(peer, heard, -1.0, flags, wall_ms, [], now)
             return
-        common: float = seconds if grantee == self._incarnation else 0.0
+        common: float = seconds
+        if grantee != self._incarnation:
+            common, others = 0.0, []  # another run had asked, perhaps by a clock that began at another time
         lengths: dict[int, float] = dict(zip(others[::2], others[1::2], strict=True))
         left: list[int] = []
         for tablet, (epoch, copy_id) in heard.tablets.items():
