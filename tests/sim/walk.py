@@ -27,6 +27,7 @@ from tests.sim.operation_oracles import Committed, check_operations
 from tests.sim.operations import OPERATIONS, Bank, Cells, Operation
 from tests.sim.plan import Plan, module_knobs
 from tests.sim.recorder_operations import FullRecorder
+from tests.sim.rights import Rights
 from tests.sim.workload import WORKLOADS, Context, create_load_table, make_workloads, read_final, read_scans
 
 TABLE = "load"
@@ -120,6 +121,8 @@ class Walk:
     def _begin(self) -> None:
         plan, cluster = self.plan, self.cluster
         cluster.on_step = self._stepped
+        if self.oracle.reads_are_judged:
+            cluster.on_rights = Rights(cluster).check
         cluster.on_crash = self._crashed
         cluster.expected_crashes = self._is_expected
         late = list(cluster.nodes)[-1] if plan.has("node down from the start") else None
