@@ -148,7 +148,7 @@ class App:
             facts,
             lambda reason, is_void: crash_void(engine, reason) if is_void else crash(reason),
             self._ask_peer,
-            EngineThread(),
+            EngineThread(lambda: ProcessorWaits().seconds),
             secrets.randbits,
         )
         app = build_app(node, transport, metrics)

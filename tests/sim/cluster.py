@@ -6,13 +6,14 @@ ends them, makes clients' processes, and calls the checks after every step of ev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ackord
 from ackord.wire.limits import Limits
 from ackord_node.core import effects as e
+from ackord_node.core import messages as m
 from ackord_node.core.types import LogLimits, Timing
 from ackord_node.ports import EngineCorrupt, EngineError, EngineFailed
 from ackord_node.runtime.identity import IdentityError, check_folder, check_readable, mark_suspect, read_facts
@@ -30,6 +31,7 @@ from tests.sim.trace import Trace
 from tests.sim.worker import SimWorker
 
 CLUSTER = "sim"
+_GIVING = frozenset((m.BEACON, m.BEACON_CONFIRM, m.PEER_BEACON, m.PEER_BEACON_CONFIRM))
 
 
 @dataclass(slots=True)
@@ -58,6 +60,12 @@ class CheckedNode(Node):
     """The real node, whose replicas are looked at after every step."""
 
     on_step: Callable[[TabletHost], None]
+    on_rights: Callable[[], None]
+
+    def messages_received(self, node: str, incarnation: int, messages: Sequence[Any]) -> None:
+        super().messages_received(node, incarnation, messages)
+        if any(message[0] in _GIVING for message in messages):
+            self.on_rights()
 
     def _open(self, tablet: int, schema: Any) -> TabletHost:
         host = super()._open(tablet, schema)
@@ -149,6 +157,7 @@ class SimNode:
             process.rng.getrandbits,
         )
         node.on_step = lambda host: cluster.stepped(self, host)
+        node.on_rights = lambda: cluster.on_rights()
         self.face = Face(node, process, metrics)
         host = cluster.network.hosts[self.name]
         host.peers, host.face = transport, self.face
@@ -254,6 +263,7 @@ class Cluster:
         self.nodes: dict[str, SimNode] = {}
         self.steps_count = 0
         self.on_step: Callable[[SimNode, TabletHost], None] = lambda node, host: None
+        self.on_rights: Callable[[], None] = lambda: None  # messages came that give rights to answer
         self.on_crash: Callable[[SimNode], None] = lambda node: None
         self.expected_crashes: Callable[[SimNode, str, bool], bool] = lambda node, reason, is_void: False
         self.urls = {f"http://n{i}:1": f"n{i}" for i in range(1, knobs.nodes_count + 1)}

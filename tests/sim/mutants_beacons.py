@@ -80,7 +80,13 @@ MUTANTS = [
         "R6",
         "shared_lease_of_an_earlier_run",
         UNIT + "a_lease_for_an_earlier_run_counts_not",
-        (PEER_BEACONS, "PeerBeacons.beacon", "if grantee == self._incarnation else 0.0", ""),
+        (PEER_BEACONS, "PeerBeacons.beacon", "common, others = 0.0, []", "others = []"),
+    ),
+    mutant(
+        "R6",
+        "shared_lease_of_an_earlier_run_told_alone",
+        UNIT + "a_lease_for_an_earlier_run_counts_not_where_it_is_told_for_the_tablet_alone",
+        (PEER_BEACONS, "PeerBeacons.beacon", "common, others = 0.0, []", "common = 0.0"),
     ),
     mutant(
         "R6",

@@ -79,7 +79,7 @@ MUTANTS = [
         (
             STATE,
             "TabletState.__init__",
-            "longest_ms(self.holders) if meta.suspect else self.hold_ms",
+            "max(self.hold_ms, longest_ms(self.holders) * meta.suspect)",
             "self.hold_ms",
         ),
     ),

@@ -191,7 +191,7 @@ MUTANTS = [
         (
             COORDINATOR,
             "Coordinator.beacon_confirm",
-            "if end < p.confirmed and sent_at > p.confirmed_at:",
+            "if end < p.confirmed:",
             "if False:",
         ),
         (COORDINATOR, "Coordinator.mismatch", "self.membership.expel(", "(lambda p, why: None)("),
@@ -203,8 +203,19 @@ MUTANTS = [
         (
             COORDINATOR,
             "Coordinator.beacon_confirm",
-            "if end < p.confirmed and sent_at > p.confirmed_at:",
+            "if end < p.confirmed:",
             "if False:",
+        ),
+    ),
+    mutant(
+        "R13",
+        "rolled_back_is_granted_by_a_late_beacon",
+        UNIT_COORDINATOR + "a_run_whose_log_ends_too_early_gets_no_lease_whenever_the_beacon_left",
+        (
+            COORDINATOR,
+            "Coordinator.beacon_confirm",
+            "if end < p.confirmed:",
+            "if end < p.confirmed and sent_at > p.confirmed_at:",
         ),
     ),
     mutant(

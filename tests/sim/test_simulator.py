@@ -14,10 +14,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ackord_node.core.coordinator import Coordinator
+from ackord_node.core.follower import Follower
 from tests.sim.__main__ import command
 from tests.sim.campaign import Total, run_plan
 from tests.sim.operations import OPERATIONS
@@ -142,6 +144,25 @@ def test_a_broken_rule_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(1, 12):
         total.add(run_plan(draw(seed))[0])
     assert total.failed
+
+
+@pytest.mark.parametrize("right", ["authority", "lease"])
+def test_a_right_that_outlasts_what_was_given_is_found(right: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R5 and R6 by a clock that nobody waits for, which no read need have met."""
+    confirmed, beaconed = Coordinator.shared_confirm, Follower.shared_beacon
+
+    def later(self: Coordinator, p: Any, member: Any, sent_at: float, *rest: Any) -> float:
+        return confirmed(self, p, member, sent_at + self._s.config.timing.margin + 0.1, *rest)
+
+    def longer(self: Follower, source: str, epoch: int, copy_id: int, request: float, *rest: Any) -> bool:
+        return beaconed(self, source, epoch, copy_id, request + 5.0, *rest)
+
+    if right == "authority":
+        monkeypatch.setattr(Coordinator, "shared_confirm", later)
+    else:
+        monkeypatch.setattr(Follower, "shared_beacon", longer)
+    outcome, _ = run_plan(replace(without(draw(3), ALL_KINDS), clients_count=1, seconds=0.5))
+    assert {"authority": "counts on", "lease": "waits for"}[right] in outcome.error
 
 
 def test_the_command_line_runs_replays_and_counts() -> None:

@@ -27,6 +27,7 @@ from tests.sim.operation_oracles import Committed, check_operations
 from tests.sim.operations import OPERATIONS, Bank, Cells, Operation
 from tests.sim.plan import Plan, module_knobs
 from tests.sim.recorder_operations import FullRecorder
+from tests.sim.rights import Rights
 from tests.sim.workload import WORKLOADS, Context, create_load_table, make_workloads, read_final, read_scans
 
 TABLE = "load"
@@ -120,6 +121,8 @@ class Walk:
     def _begin(self) -> None:
         plan, cluster = self.plan, self.cluster
         cluster.on_step = self._stepped
+        if self.oracle.reads_are_judged:
+            cluster.on_rights = Rights(cluster).check
         cluster.on_crash = self._crashed
         cluster.expected_crashes = self._is_expected
         late = list(cluster.nodes)[-1] if plan.has("node down from the start") else None
@@ -248,7 +251,7 @@ class Walk:
             self.world.run_until(self.world.now + 0.02)
 
     def is_well(self) -> bool:
-        """Every tablet of every table has a coordinator and all its replicas in sync, applied and equal."""
+        """Every tablet of every table has a coordinator and all its replicas in sync, applied, equal and answering."""
         nodes = self.cluster.nodes.values()
         if not all(n.is_serving and not n.is_leaving and n.node is not None for n in nodes):
             return False
@@ -281,15 +284,16 @@ class Walk:
 
     def _tablet_is_well(self, tablet: int) -> bool:
         states = []
-        leaders = 0
+        leaders = readers = 0
         for node in self.cluster.nodes.values():
             host = node.hosts().get(tablet)
             if host is None:
                 continue
             replica = host.replica
             leaders += replica.coordinator is not None and replica.coordinator.is_active
+            readers += replica.may_read(host.now())
             states.append(replica.state)
-        if leaders != 1 or len(states) != self.plan.knobs.replicas_count:
+        if leaders != 1 or not readers == len(states) == self.plan.knobs.replicas_count:
             return False
         ends = {s.log.end for s in states} | {s.commit for s in states} | {s.applied for s in states}
         return len(ends) == 1 and all(s.is_in_sync and not s.suspect and not s.filling for s in states)
@@ -308,10 +312,11 @@ class Walk:
                 role = "coordinator" if c is not None else "member" if s.is_in_sync else "learner"
                 d = s.descriptor
                 members = sorted(m.node for m in d.in_sync) if d is not None else []
+                answers = "answers" if host.replica.may_read(host.now()) else "answers nothing"
                 lines.append(
                     f"  {tablet:x} {role} epoch {s.promised} end {s.log.end} commit {s.commit} applied {s.applied}"
                     f"{' suspect' if s.suspect else ''}{' filling' if s.filling else ''} {s.stopped_reason or ''}"
-                    f" sees {d.coordinator if d else None} of {d.epoch if d else 0} in sync {members}"
+                    f" {answers}, sees {d.coordinator if d else None} of {d.epoch if d else 0} in sync {members}"
                 )
         return "\n".join(lines)
 

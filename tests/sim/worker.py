@@ -47,6 +47,9 @@ class SimWorker:
         self.submit(work, done)
         return await future
 
+    def waited_s(self) -> float:
+        return 0.0
+
     async def close(self) -> None:
         await self.call(lambda: None)
 

@@ -79,6 +79,16 @@ async def test_a_create_from_a_record_under_a_drop_waits_for_the_drop_or_is_refu
             await found.create("t", KEY, [], if_record_version=version)
 
 
+async def test_a_drop_is_finished_of_a_tablet_that_nobody_ever_served() -> None:
+    """The first attempt marked it, and failed at another one: there is no member that could confirm anything."""
+    found, coordination = await catalogue()
+    definition = await stand(found, "t")
+    tablet = definition.tablets[0].id
+    await found._mark_dropped(tablet)
+    await asyncio.wait_for(found.drop("t"), 5)
+    assert await coordination.tables() == {}
+
+
 async def test_a_drop_of_another_table_of_the_name_drops_nothing() -> None:
     """Rules R17 and R18: the table that was meant was dropped, and another one created."""
     found, coordination = await catalogue()

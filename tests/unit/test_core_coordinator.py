@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
-from ackord_node.core.progress import NEVER
 from ackord_node.core.types import Member
 from tests.support.core_hand import ALL_WELL, TABLET, TIMING, coordinator, entries, serving
 
@@ -42,6 +41,21 @@ def test_the_inquiry_is_bounded() -> None:
     assert not h.c.is_active
     h.tick(0.02)
     assert h.c.is_active
+
+
+def test_one_that_settles_is_asked_when_its_inquiry_ends_and_not_all_the_time() -> None:
+    """A node that takes over hundreds of tablets at once has other things to do."""
+    h = coordinator(settled=False)
+    ends_at = h.now + TIMING.inquiry_timeout
+    h.store()
+    for _ in range(3):
+        assert h.r.wake_at == ends_at
+        h.tick(0.01)
+    h = coordinator(settled=False)
+    for _ in range(5):
+        h.tick(0.1)
+    assert not h.c.is_active, "its own promise is not on disk"
+    assert h.r.wake_at > h.now + 0.1
 
 
 def test_a_later_commit_point_shows_that_the_own_disk_rolled_back() -> None:
@@ -351,12 +365,6 @@ def test_a_member_that_waits_for_clients_is_not_slow() -> None:
         assert h.c.progress["n3"].revoking is not is_well
 
 
-def test_a_member_that_is_not_behind_is_not_made_so_by_waiting_for_clients() -> None:
-    h = serving()
-    h.promise("n2", flags=ALL_WELL | m.FLAG_HOLDERS)
-    assert h.c.progress["n2"].behind_since == NEVER
-
-
 def test_a_learner_joins_on_the_promise_that_it_has_just_made() -> None:
     """A tick later it may no longer cover what was granted meanwhile (R10), and a member's own changes nothing."""
     h = serving("n1", "n2")
@@ -366,3 +374,33 @@ def test_a_learner_joins_on_the_promise_that_it_has_just_made() -> None:
     assert not h.did(e.Swap)
     h.promise("n3")
     assert {member.node for member in h.swap().descriptor.in_sync} == {"n1", "n2", "n3"}
+
+
+def test_a_member_that_waits_for_clients_and_lacks_nothing_is_not_behind_from_then_on() -> None:
+    h = serving()
+    h.promise("n3", flags=ALL_WELL | m.FLAG_HOLDERS)
+    for _ in range(7):
+        h.tick(0.2)
+        h.promise("n2", "n3")
+    assert not h.c.progress["n3"].revoking
+
+
+def test_a_run_whose_log_ends_too_early_gets_no_lease_whenever_the_beacon_left() -> None:
+    """Rule R13: a beacon from before the member's last confirmation may be answered by a run whose disk rolled back;
+    it is compared with the next beacon, and shares those of the node only after that."""
+    h = serving()
+    h.write()
+    h.store()
+    sent_at = h.now
+    h.now += 0.1
+    for node in ("n2", "n3"):
+        h.confirm(node, 1)
+    p = h.c.progress["n2"]
+    granted = p.granted_until
+    h.promise("n2", sent_at=sent_at, request=h.now, end=0, flags=ALL_WELL | m.FLAG_SHARES, incarnation=23)
+    assert (p.granted_until, p.grant, p.enrolled) == (granted, None, 0)
+    assert not p.expelled
+    h.now += 0.1
+    h.promise("n2", request=h.now, end=0, flags=ALL_WELL | m.FLAG_SHARES, incarnation=23)
+    assert p.expelled
+    assert (p.granted_until, p.enrolled) == (granted, 0)

@@ -284,10 +284,15 @@ def test_no_row_is_kept_that_a_pending_reading_of_the_clock_hides() -> None:
 
 
 def test_a_suspect_copy_may_have_lost_its_record_and_waits_anyway() -> None:
-    for meta, waits in (
-        (CopyMeta(COPIES["n1"], promised=3), False),
-        (CopyMeta(COPIES["n1"], promised=3, suspect=True), True),
-        (CopyMeta(COPIES["n1"], promised=3, hold_ms=300), True),
+    """Also for a lease that its record tells, and that is longer than any that is granted by now."""
+    for meta, waits_ms in (
+        (CopyMeta(COPIES["n1"], promised=3), None),
+        (CopyMeta(COPIES["n1"], promised=3, suspect=True), 300),
+        (CopyMeta(COPIES["n1"], promised=3, hold_ms=200), 200),
+        (CopyMeta(COPIES["n1"], promised=3, suspect=True, hold_ms=900), 900),
     ):
         h = Core(meta=CopyMeta.decode(meta.encode()))
-        assert (h.r.state.holders.bound == 0) is waits
+        holders = h.r.state.holders
+        assert (holders.bound == 0) is (waits_ms is not None)
+        if waits_ms is not None:
+            assert abs(holders.quiet_until - waits_ms / 1000 * h.config.timing.scale) < 1e-9

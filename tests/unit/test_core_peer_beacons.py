@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ackord.wire.limits import Limits
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
 from ackord_node.core.copy_meta import CopyMeta
+from ackord_node.core.holders import longest_hold
 from ackord_node.core.membership import Drain
 from ackord_node.core.peer_beacons import PeerBeacons
 from tests.support.core_hand import ALL_WELL, TABLET, TIMING, Hand, serving
@@ -58,7 +60,7 @@ class Pair:
 
     def beacon(self) -> Any:
         """n1's next beacon to n2; None if it sends none."""
-        self.coordinators.due = 0.0
+        self.coordinators.due = self.now
         self.sent.clear()
         self.coordinators.tick({"n2"}, self.now)
         beacons = [message for _, _, message in self.sent if message[0] == m.PEER_BEACON]
@@ -391,6 +393,21 @@ def test_a_lease_for_an_earlier_run_counts_not() -> None:
     assert p.n2.r.follower.lease_until == before
 
 
+def test_a_lease_for_an_earlier_run_counts_not_where_it_is_told_for_the_tablet_alone() -> None:
+    """Rule R6: the clock of a machine that was restarted begins anew, so what its earlier run asked for by the clock of
+    then may lie hours ahead."""
+    p = Pair()
+    p.round()
+    beacon = p.beacon()
+    before = p.n2.r.follower.lease_until
+    beacon[7:] = [p.now + 9000, 0.5, 21, [TABLET, 0.4]]
+    p.deliver(m.check(beacon))
+    assert p.n2.r.follower.lease_until == before
+    beacon[9] = N2
+    p.deliver(beacon)
+    assert p.n2.r.follower.lease_until == p.now + 9000.4, "or it would show nothing"
+
+
 def test_shorter_leases_are_told_one_by_one() -> None:
     """Rule R6: no tablet gets more than its own authority allowed."""
     p = Pair()
@@ -435,6 +452,44 @@ def test_a_tablets_own_beacons_rest_while_the_pairs_are_confirmed() -> None:
     assert p.woken == [TABLET], "silence"
     p.n1.tick()
     assert p.n1.sent(m.BEACON, "n2")
+
+
+def test_a_member_whose_every_confirmation_waits_for_clients_is_not_behind() -> None:
+    """Rule R19: the beacons of a node pair do not say that it waits, and need not: it waits for a third of its time."""
+    p = Pair()
+    p.round()
+    wait_s = longest_hold(TIMING, Limits(cache_lease_ms=10_000)) * TIMING.scale
+    p.n1.write(seq=1)
+    for seq in range(2, 9):
+        p.n1.write(seq=seq)
+        p.n1.store()
+        p.n1.confirm("n3", p.n1.r.state.log.end)
+        for _ in range(2):
+            p.wait(wait_s / 2)
+            p.round()
+            p.n1.promise("n3")
+            p.n1.tick()
+            assert not p.progress.revoking
+        p.n1.confirm("n2", seq - 1)
+    assert p.n1.r.state.commit == seq - 1
+    for _ in range(4):
+        p.wait(TIMING.confirm_timeout / 3)
+        p.round()
+        p.n1.tick()
+    assert p.progress.revoking, "it answers, and confirms nothing more"
+
+
+def test_a_node_that_stood_still_takes_no_peer_for_silent() -> None:
+    """Else it would send a beacon for each of its tablets whenever it comes late, with their answers unread."""
+    p = Pair()
+    p.round()
+    p.woken.clear()
+    p.wait(5.0)
+    p.coordinators.tick({"n2"}, p.now)
+    assert (p.progress.is_shared, p.woken) == (True, [])
+    p.wait(TIMING.beacon_interval)
+    p.coordinators.tick({"n2"}, p.now)
+    assert (p.progress.is_shared, p.woken) == (False, [TABLET]), "no answer lay there"
 
 
 def test_a_commit_point_that_came_to_rest_is_told_by_a_beacon_of_the_tablets_own() -> None:
@@ -523,6 +578,22 @@ def test_a_late_answer_does_not_bring_an_older_request_back() -> None:
     assert p.beacon()[7] == late[6]
     listed = p.coordinators._peers["n2"].tablets[TABLET]
     assert listed.request == late[6]
+
+
+def test_a_peer_whose_machine_was_restarted_is_granted_leases_again() -> None:
+    """Its clock counts from the machine's start: what its earlier run asked for lies far ahead of it."""
+    p = Pair()
+    early = p.deliver(p.beacon())
+    early[6] = 1_000_000.0
+    p.confirm(early)
+    assert p.beacon()[7] == early[6]
+    p.n1.confirm("n2", 0, incarnation=23)
+    p.n1.promise("n2", flags=SHARES, incarnation=23)
+    late = p.deliver(p.beacon())
+    p.confirm(late, incarnation=23)
+    beacon = p.beacon()
+    assert (beacon[7], beacon[9]) == (late[6], 23)
+    assert beacon[8] > 0
 
 
 def test_a_coordinator_that_stepped_down_is_confirmed_nothing() -> None:

@@ -77,6 +77,9 @@ class Worker:
     async def call(self, work: Callable[[], Any]) -> Any:
         return work()
 
+    def waited_s(self) -> float:
+        return 0.0
+
     async def close(self) -> None:
         self.waiting.clear()
 
@@ -585,11 +588,11 @@ async def test_members_of_many_tablets_are_asked_once_and_after_the_question() -
 
     async def ask_peer(name: str, _path: str) -> dict[str, Any]:
         asked.append(name)
-        return {"copies": {"1": {"promised": 4}, "2": {"promised": 3}}}
+        return {"copies": {"1": {"promised": 4}, "2": {"promised": 3}}, "unopened": [4]}
 
     node: Any = SimpleNamespace(name="n1", spawn=lambda work: tasks.append(asyncio.ensure_future(work)))
     reporter = Reporter(node, ask_peer)
-    answers = await asyncio.gather(*(reporter.has_stopped("n2", tablet, 4) for tablet in (1, 2, 3)))
-    assert (answers, asked) == ([True, False, True], ["n2"])
+    answers = await asyncio.gather(*(reporter.has_stopped("n2", tablet, 4) for tablet in (1, 2, 3, 4)))
+    assert (answers, asked) == ([True, False, True, False], ["n2"]), "4 is stored, and may still be opened"
     assert await reporter.has_stopped("n2", 1, 4)
     assert asked == ["n2", "n2"]

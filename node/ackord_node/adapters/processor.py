@@ -11,7 +11,7 @@ _BYTES: Final = 96
 
 
 class ProcessorWaits:
-    """Of the thread that makes it. A system that does not tell counts as one that never makes it wait."""
+    """Of the thread that makes it, whoever asks. A system that does not tell counts as one that never makes it wait."""
 
     def __init__(self) -> None:
         self._file: int | None = None

@@ -156,8 +156,10 @@ class Coordinator:
         p.flags = flags
         if flags & m.FLAG_HOLDERS and p.behind_since != NEVER:
             p.behind_since = now  # rule R19: it waits for clients, which is bounded, and is not slow itself
-        if end < p.confirmed and sent_at > p.confirmed_at:
-            self.membership.expel(p, f"its log ends at {end}, but it had confirmed {p.confirmed}")
+        if end < p.confirmed:
+            # Of a beacon that left before its latest confirmation came it decides nothing, and shows nothing (R13).
+            if sent_at > p.confirmed_at:
+                self.membership.expel(p, f"its log ends at {end}, but it had confirmed {p.confirmed}")
             return
         if flags & m.FLAG_SHARES:
             p.enrolled = incarnation
@@ -364,12 +366,15 @@ class Coordinator:
 
     @property
     def wake_at(self) -> float:
+        timing = self._s.config.timing
         if self._is_quiet():  # once in a while, for what may have changed otherwise
-            rare = self._last_tick + self._s.config.timing.idle_interval
+            rare = self._last_tick + timing.idle_interval
             return min(rare, self.expiry.wake_at, self.expiry.reads_at)
-        return min(
-            self._beacon_at, self._last_tick + self._s.config.timing.beacon_interval / 2, self.expiry.wake_at
-        )
+        soon = self._last_tick + timing.beacon_interval / 2
+        if not self.is_active:
+            inquired_at = self._asked_at + timing.inquiry_timeout
+            return inquired_at if inquired_at > self._last_tick else soon
+        return min(self._beacon_at, soon, self.expiry.wake_at)
 
     def _was_paused(self, now: float) -> bool:
         """Whether the whole process stood still since the last tick: silence proves nothing of others then."""

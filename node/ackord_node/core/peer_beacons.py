@@ -105,9 +105,11 @@ class PeerBeacons:
         covers what was granted to another (R10)."""
         if now < self.due:
             return
+        # If this node itself stood still, the confirmations that came meanwhile are looked at before the next round.
+        is_late = now - self.due > self._timing.beacon_interval
         self.due = now + self._timing.beacon_interval
         for peer, out in self._peers.items():
-            if now - out.confirmed_at > self._timing.silence:
+            if now - out.confirmed_at > self._timing.silence and not is_late:
                 self._fell_silent(out)
             if peer in up:
                 self._beacon(peer, out, now)
@@ -204,6 +206,8 @@ class PeerBeacons:
             return
         out.confirmed_at = now
         has_changed, out.flags = flags != out.flags, flags
+        if incarnation != out.grantee:
+            out.asked = NEVER  # another run: its clock began anew if its machine did
         is_newest = request > out.asked
         out.asked = max(out.asked, request)
         gone = set(left)
@@ -244,7 +248,9 @@ class PeerBeacons:
         if not self._take(heard, version, base, changes):
             self._answer(peer, heard, -1.0, flags, wall_ms, [], now)
             return
-        common: float = seconds if grantee == self._incarnation else 0.0
+        common: float = seconds
+        if grantee != self._incarnation:
+            common, others = 0.0, []  # another run had asked, perhaps by a clock that began at another time
         lengths: dict[int, float] = dict(zip(others[::2], others[1::2], strict=True))
         left: list[int] = []
         for tablet, (epoch, copy_id) in heard.tablets.items():

@@ -91,8 +91,8 @@ class TabletState:
         # -- clients that keep rows (rule R19)
         self.holders = Holders(incarnation, config.timing, config.limits, lambda tell: self.out.append(tell))
         self.hold_ms = self.hold_ms_durable = 0 if copy.is_new else meta.hold_ms
-        # A store that lost something may have lost this record too.
-        self.holders.restarted(longest_ms(self.holders) if meta.suspect else self.hold_ms, now)
+        # A store that lost something may have lost this record, or a later one, too.
+        self.holders.restarted(max(self.hold_ms, longest_ms(self.holders) * meta.suspect), now)
         # -- promises
         self.promised = self.promised_durable = meta.promised
         self.promise_until = now if copy.is_new else now + config.timing.promise  # rule R7: after a restart

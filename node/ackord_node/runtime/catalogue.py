@@ -346,8 +346,8 @@ class Catalogue:
     async def _wait_stopped(self, tablet: int, before: Descriptor | None, epoch: int) -> None:
         """Until the coordinator, or another member without which it can neither commit nor keep its authority,
         has seen the mark: one that is cut off from the coordination service would go on otherwise."""
-        if before is None or (before.coordinator is None and not before.dropped):
-            return
+        if before is None or not before.in_sync or (before.coordinator is None and not before.dropped):
+            return  # nobody ever served it
         members = sorted(m.node for m in before.in_sync)
         begun = self._clock.now()
         while self._clock.now() - begun < STOPPED_WAIT_S:

@@ -90,6 +90,10 @@ class Committer:
         """Runs ``work`` between two commits."""
         return await self._worker.call(work)
 
+    def waited_s(self) -> float:
+        """How long the thread in which commits run has waited for a processor so far."""
+        return self._worker.waited_s()
+
     async def close(self) -> None:
         """Ends after the commit under way."""
         self._is_closed = True

@@ -25,14 +25,20 @@ class EngineWorker(Protocol):
     async def call(self, work: Callable[[], T]) -> T:
         """The same, awaited."""
 
+    def waited_s(self) -> float:
+        """How long its thread has waited for a processor so far."""
+
     async def close(self) -> None:
         """Ends after the work under way."""
 
 
 class EngineThread:
-    """The worker of a real process."""
+    """The worker of a real process. ``watch`` is called in its thread, and gives what tells anybody how long that
+    thread has waited for a processor."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Callable[[], Callable[[], float]]) -> None:
+        self._watch = watch
+        self._waited_s: Callable[[], float] = float
         self._loop = asyncio.get_running_loop()
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], Done] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -55,12 +61,16 @@ class EngineThread:
         self.submit(work, done)
         return await future
 
+    def waited_s(self) -> float:
+        return self._waited_s()
+
     async def close(self) -> None:
         await self.call(lambda: None)
         self._work.put(None)
         self._thread.join()
 
     def _run(self) -> None:
+        self._waited_s = self._watch()
         while (item := self._work.get()) is not None:
             work, done = item
             result, error = None, None

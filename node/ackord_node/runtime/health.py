@@ -1,7 +1,8 @@
 """Watches the node itself: the event loop's lag, a disk that is slow or nearly full.
 
 Liveness of DESIGN section 2: a coordinator whose own disk is too slow hands over, and below the free-space reserve a
-node leaves the in-sync sets.
+node leaves the in-sync sets. A machine without a free processor makes commits late too, on all nodes of it at once,
+and a hand-over would only add to its work: what the process was not run for is not held against the disk.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ class Health:
         self.lag_max_s = 0.0
         self._free_bytes = 1
         self._unfit_at = float("-inf")
+        self._waited_s = 0.0  # the engine's thread, for a processor, when that was asked last
+        self._busy_since: float | None = None
+        self._lost_s = 0.0  # of the commit that is under way since then
 
     async def run(self) -> None:
         probed_at = 0.0
@@ -56,12 +60,12 @@ class Health:
             if now - probed_at >= DISK_PROBE_S:
                 probed_at = now
                 self._free_bytes = self._engine.free_bytes()
-            self._judge(now)
+            self.look(now, lag)
 
-    def _judge(self, now: float) -> None:
+    def look(self, now: float, lag: float) -> None:
+        """Judges the disk; ``lag``: how late the loop came to it."""
         reason = None
-        busy_since = self._committer.busy_since
-        if busy_since is not None and now - busy_since > self._slow_commit_s:
+        if self._commit_s(now, lag) > self._slow_commit_s:
             reason = "the disk is slow: a commit takes longer than confirm_timeout_ms"
         elif self._committer.is_full or self._free_bytes <= 0:
             reason = "the disk is full: less than the reserve is free"
@@ -73,3 +77,17 @@ class Health:
             self.reason = reason
             log.warning("%s", reason or "the disk is well again")
             self._on_change(reason)
+
+    def _commit_s(self, now: float, lag: float) -> float:
+        """How long the commit under way has taken, less what the engine's thread waited for a processor, and less
+        what the loop came late for: it hears only then what has become of a commit. The turns of a busy loop, shorter
+        than ``PROBE_S``, hide nothing."""
+        waited_s = self._committer.waited_s()
+        lost_s, self._waited_s = waited_s - self._waited_s, waited_s
+        if lag > PROBE_S:
+            lost_s += lag
+        since = self._committer.busy_since
+        if since != self._busy_since:
+            self._busy_since, self._lost_s = since, 0.0
+        self._lost_s += lost_s
+        return now - since - self._lost_s if since is not None else 0.0

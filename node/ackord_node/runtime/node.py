@@ -103,7 +103,7 @@ class Node:
         self.foreign_reason: str | None = None  # the coordination service is not this cluster's (any more)
         self._facts = facts
         self._core_config = CoreConfig(settings.timing, settings.log_limits, settings.limits)
-        self._metas: dict[int, bytes] = {}
+        self.metas: dict[int, bytes] = {}  # of the copies that were stored when this run began, and still are
         self.turn = Turn()
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._coordination_up = False
@@ -121,7 +121,7 @@ class Node:
     async def start(self) -> None:
         """Joins the cluster; waits, and says so, while the coordination service cannot be reached. Raises
         IdentityError if this node must not start."""
-        self._metas = self.engine.metas()
+        self.metas = self.engine.metas()
         await self.coordination.start(self)
         self.spawn(self.health.run())
         self.cluster_id = await self._join()
@@ -130,7 +130,7 @@ class Node:
         await self._register()
         self.transport.set_cluster_id(self.cluster_id)
         await self.transport.start(self, self.incarnation)
-        for tablet in sorted(self._metas):
+        for tablet in sorted(self.metas):
             self.coordination.follow(tablet)
         self.spawn(self._keep_catalogue())
         self.spawn(self._clockwork.run(self._peers_up))
@@ -232,7 +232,7 @@ class Node:
             log.info("tablet %x was dropped: its data is deleted", host.tablet)
             host.close()
             self._clockwork.forget(host)
-            self._metas.pop(host.tablet, None)
+            self.metas.pop(host.tablet, None)
             self.committer.forget(host.tablet)
             self.coordination.unfollow(host.tablet)
 
@@ -251,8 +251,8 @@ class Node:
         host = self.hosts.get(tablet)
         if host is not None:
             host.feed(e.DescriptorSeen(descriptor, version))
-        elif descriptor.dropped and tablet in self._metas:
-            del self._metas[tablet]
+        elif descriptor.dropped and tablet in self.metas:
+            del self.metas[tablet]
             self.committer.forget(tablet)
 
     def lock_changed(self, tablet: int, holder: bytes | None, mine: bool) -> None:
@@ -344,7 +344,7 @@ class Node:
         self.coordination.follow(tablet)
 
     def _open(self, tablet: int, definition: TableDefinition) -> TabletHost:
-        data = self._metas.get(tablet)
+        data = self.metas.get(tablet)
         is_new = data is None
         damage: str | None = None
         meta = CopyMeta(self._new_copy_id()) if data is None else CopyMeta.decode(data)

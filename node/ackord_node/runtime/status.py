@@ -95,6 +95,7 @@ class Reporter:
             "loop_lag_max_ms": round(node.health.lag_max_s * 1000, 1),
             "session_timeout_ms": node.coordination.session_timeout_ms,
             "copies": {str(tablet): self.copy(host) for tablet, host in sorted(node.hosts.items())},
+            "unopened": sorted(node.metas.keys() - node.hosts.keys()),
         }
 
     def copy(self, host: TabletHost) -> dict[str, Any]:
@@ -189,12 +190,15 @@ class Reporter:
         }
 
     async def has_stopped(self, name: str, tablet: int, epoch: int) -> bool:
-        """Whether the node's copy of a dropped tablet obeys the mark, or is gone."""
+        """Whether the node's copy of a dropped tablet obeys the mark, or is gone. One that a node which is starting has
+        not opened yet may still be opened as it was before the mark."""
         local = await self._shared(name)
         if local is None:
             return False
         copy = local["copies"].get(str(tablet))
-        return copy is None or copy["promised"] >= epoch
+        if copy is None:
+            return tablet not in local.get("unopened", ())
+        return bool(copy["promised"] >= epoch)
 
     async def _shared(self, name: str) -> dict[str, Any] | None:
         """As ``_of``, asked once for all who want it at about the same time, and after the last of them did."""
