@@ -44,6 +44,8 @@ class Damage:
             self._hidden.add((node.name, tablet, copy.copy_id))
 
     def is_marked(self, node: SimNode) -> bool:
+        if not any(name == node.name for name, _, _ in self._hidden):
+            return False  # without reading its disk, which is what this would cost
         copies = self.copies_of(node)
         return any((node.name, tablet, copy.copy_id) in self._hidden for tablet, copy in copies.items())
 

@@ -149,7 +149,8 @@ class Walk:
         cluster.network.knobs = plan.network
         self.trace.note("== faults begin")
         self.nemesis.begin()
-        self.nemesis.rollback.keep_images()
+        if plan.has("disk rolled back"):
+            self.nemesis.rollback.keep_images()
 
     def _start_late(self, name: str) -> None:
         if not self.cluster.nodes[name].is_up:
