@@ -32,8 +32,9 @@ class Gather:
         if not link.writes_count or self._is_over:
             return False
         if self.timer is None:
-            # As long as the node's last answer took: a tablet that is stuck does not hold up the node's others.
-            wait_s = min(max(link.round_s, GATHER_S_MIN), GATHER_S_MAX)
+            # By as much more as the node is busy, not far away: a pipeline to a distant one stays full. A tablet that
+            # is stuck does not hold up the node's others.
+            wait_s = min(GATHER_S_MIN + link.round_s - link.round_s_min, GATHER_S_MAX)
             self.timer = self._environment.call_later(wait_s, self._release)
         return True
 

@@ -72,6 +72,7 @@ class NodeLink:
         self.inflight_count = 0
         self.writes_count = 0  # groups of writes that the node has not answered
         self.round_s = 0.0  # from sending a group of writes to its answer, the last time
+        self.round_s_min = 0.0  # and at best, on this connection; 0.0: there was none
         self.backlog: deque[Group] = deque()
         self.last_heard_at = 0.0
         self._cluster = cluster
@@ -153,6 +154,7 @@ class NodeLink:
         groups, unsent = list(self.inflight.values()), list(self.backlog)
         self.inflight.clear()
         self.inflight_count = self.writes_count = 0
+        self.round_s = self.round_s_min = 0.0
         self.backlog.clear()
         self._owner.link_down(self, groups, unsent)
 
@@ -224,7 +226,7 @@ class NodeLink:
                         del self.inflight[rid]
                         if group.op == OP_WRITE:
                             self.writes_count -= 1
-                            self.round_s = self.last_heard_at - group.sent_at
+                            self._measured(self.last_heard_at - group.sent_at)
         except Error as error:
             self._stream_closed(error)
         except (ValueError, TypeError, LookupError) as error:
@@ -233,6 +235,10 @@ class NodeLink:
             self.pump()
         if writes_count and not self.writes_count:
             self._owner.writes_answered(self)
+
+    def _measured(self, round_s: float) -> None:
+        self.round_s = round_s
+        self.round_s_min = min(self.round_s_min, round_s) if self.round_s_min else round_s
 
     def _greeted(self, hello: Any) -> None:
         if hello[0] == HELLO_REFUSED:
