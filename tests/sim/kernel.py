@@ -227,7 +227,7 @@ class Process:
                 handle.run()
             if self._stop_in is not None:
                 self._count_down()
-            if self._is_stopped():
+            if self.is_paused or not self.is_alive:
                 return
         self._schedule()
 
