@@ -352,7 +352,7 @@ MUTANTS = [
         "R14",
         "the_only_copy_is_deleted",
         UNIT_TAKEOVER + "damage_of_the_only_copy_stops_the_tablet_and_deletes_nothing",
-        (REPLICA, "Replica._corrupted", "if self._is_only_copy():", "if False:"),
+        (REPLICA, "Replica._corrupted", "if self.is_only_copy:", "if False:"),
     ),
     mutant(
         "R14",

@@ -24,4 +24,10 @@ NEEDLESS: dict[str, str] = {
     _LEARNER + "without `p.copy_id is None` in "
     "`p is None or p.copy_id is None or any((x.node == node for x in rest))`": "types: who never answered has no "
     "promise either",
+    "core/coordinator.py:Coordinator.beacon_confirm: always if member not in self.membership.in_sync": "speed: what a "
+    "member confirms lets nobody in, and the next tick looks at the rest",
+    "core/holders.py:Holders.restarted: always if hold_ms": "speed: without leases there is nothing to wait for",
+    "core/holders.py:Holders.appended: never if not by_hold": "speed: nobody is waited for",
+    "core/holding.py:Holding.keeps: always if expires_ms": "speed: a row that never expires is told at a reading of "
+    "the clock, and need not be",
 }

@@ -7,7 +7,7 @@ from ackord.wire.messages import OWN_MARK
 from ackord_node.core import effects as e
 from ackord_node.core import messages as m
 from ackord_node.core.log import Entry
-from tests.support.core_hand import NODES, TABLET, Asked, Hand, descriptor
+from tests.support.core_hand import NODES, TABLET, WALL_MS, Asked, Hand, descriptor, serving
 
 KEY = b"k"
 EXPIRES_MS = 5000
@@ -61,3 +61,11 @@ def test_a_write_is_judged_by_the_reading_at_the_logs_end() -> None:
     h = member()
     assert h.r.reads.newest_row(KEY) is None
     assert h.r.reads.committed_row(KEY) == ROW
+
+
+def test_a_tablet_in_which_nothing_expires_has_no_clock() -> None:
+    h = serving("n1", min_in_sync=1)
+    end = h.r.state.log.end
+    for seconds in range(5):
+        h.do(e.Tick(WALL_MS + 1000 * seconds), h.now + 1)
+    assert h.r.state.log.end == end

@@ -34,6 +34,7 @@ from ackord_node.runtime.catalogue import Catalogue
 from ackord_node.runtime.committer import Committer, Source
 from ackord_node.runtime.identity import load_copy
 from ackord_node.runtime.node import Node
+from ackord_node.runtime.relapses import REBUILDS_COUNT, REBUILDS_S, Relapses
 from ackord_node.runtime.scan import Range, Selection, count, page
 from ackord_node.runtime.snapshots import Snapshots
 from ackord_node.runtime.status import Reporter
@@ -214,6 +215,7 @@ class Around:
         self.committer: Any = self
         self.turn = Turn()
         self.crashes: list[str] = []
+        self.relapses = Relapses(dict, self.clock, self.crash)
         self.wanted = 0
 
     def want(self, tablet: int, source: Source, lazy: bool) -> None:
@@ -330,6 +332,30 @@ def test_damage_that_a_read_meets_is_told_to_the_core() -> None:
     assert answers[0][2][2]["reason"] == "no_lease"
     assert h.r.state.copy_id != copy_id, "it is rebuilt"
     assert around.crashes == []
+
+
+def test_damage_that_a_rebuilt_copy_meets_again_is_of_the_whole_store() -> None:
+    """Rule R14: a block at the edge of its range is read on the way there, however often the rows are deleted."""
+    h = leased()
+    host, around = hosting(h, stored(entry(1, 3)))
+    for number in range(REBUILDS_COUNT):
+        assert around.crashes == [], number
+        host.feed(e.Corrupted("block checksum mismatch"))
+    assert "damaged as a whole" in around.crashes[0]
+
+
+@pytest.mark.parametrize(("pause_s", "is_only_copy"), [(REBUILDS_S, False), (0.0, True)])
+def test_a_store_is_not_given_up_for_damage_long_ago_or_with_the_only_copy_of_something(
+    pause_s: float, is_only_copy: bool
+) -> None:
+    crashes: list[str] = []
+    now = Now()
+    copies: Any = {8: SimpleNamespace(is_only_copy=is_only_copy)}
+    relapses = Relapses(lambda: copies, now, lambda reason, is_void: crashes.append(reason))
+    for tablet in (7, 7, 9, 7, 7):
+        relapses.met(tablet)
+        now.seconds += pause_s
+    assert crashes == []
 
 
 class Unreadable(MemoryEngine):

@@ -400,7 +400,7 @@ class Replica:
         """Rule R14: stop serving this tablet and rebuild the copy, under a new copy_id, from a peer."""
         s = self.state
         was_coordinator = self.coordinator is not None
-        if self._is_only_copy():
+        if self.is_only_copy:
             self._step_down("its stored data is damaged", now)
             self.reads.refuse(_MOVED)
             s.note("error", f"stored data of the only in-sync copy is damaged; it is kept: {event.reason}")
@@ -416,7 +416,9 @@ class Replica:
         s.discard_copy(filling=False)
         self.follower.forget(now)
 
-    def _is_only_copy(self) -> bool:
+    @property
+    def is_only_copy(self) -> bool:
+        """Whether no other copy is in sync."""
         s = self.state
         if self.coordinator is not None:
             return self.coordinator.membership.required <= {s.me}

@@ -34,6 +34,7 @@ from ackord_node.runtime.identity import CoordinationEmptied, Facts, join_cluste
 from ackord_node.runtime.observer import Observer
 from ackord_node.runtime.reading import take_read
 from ackord_node.runtime.recovery import Recovery
+from ackord_node.runtime.relapses import Relapses
 from ackord_node.runtime.service import Respond
 from ackord_node.runtime.settings import NodeSettings
 from ackord_node.runtime.status import Reporter
@@ -90,6 +91,7 @@ class Node:
         )
         self.catalogue.on_refresh = self._tables_known
         self.hosts: dict[int, TabletHost] = {}
+        self.relapses = Relapses(lambda: {t: host.replica for t, host in self.hosts.items()}, clock, crash)
         self.health = Health(
             engine, self.committer, clock, observer, settings.timing.confirm_timeout, self._disk_changed
         )
@@ -330,10 +332,9 @@ class Node:
             return
         host = self._open(tablet, definition)
         self.hosts[tablet] = host
-        now_up = sorted(self._peers_up)
         events: list[e.Event] = [
             e.CoordinationSeen(self._coordination_up),
-            *(e.PeerUp(peer) for peer in now_up),
+            *(e.PeerUp(peer) for peer in sorted(self._peers_up)),
             e.DescriptorSeen(descriptor, version),
         ]
         for event in events:

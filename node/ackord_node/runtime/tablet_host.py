@@ -33,6 +33,7 @@ from ackord_node.ports import (
 )
 from ackord_node.runtime.collector import Collector
 from ackord_node.runtime.committer import Committer, Source
+from ackord_node.runtime.relapses import Relapses
 from ackord_node.runtime.requests import (
     GET_BYTES_MAX,
     Deferred,
@@ -69,6 +70,7 @@ class Surroundings(Protocol):
     coordination: Coordination
     committer: Committer
     turn: Turn
+    relapses: Relapses
 
     def send(self, node: str, message: Message, urgent: bool) -> None: ...
 
@@ -152,6 +154,8 @@ class TabletHost(Source):
             return
         for effect in out:
             self._effects[type(effect)](effect)
+        if type(event) is e.Corrupted and self.replica.state.stopped_reason is None:
+            self._around.relapses.met(self.tablet)
         if not self._events:
             if self._queued and not self._must_gather():
                 self._around.turn.want(self)  # what it appends carries the commit point
