@@ -268,6 +268,22 @@ def test_a_corrupt_tablet_can_be_cleared_and_refilled(corrupt_store: RocksEngine
     assert corrupt_store.get_many(1, [b"%08d" % 50, b"%08d" % 10_000])[1] is None
 
 
+def test_a_block_at_the_edge_of_a_tablet_stays_damaged_when_it_is_cleared(tmp_path: Path) -> None:
+    """Which is why a copy that meets damage again and again gives the whole store up (`runtime.relapses`)."""
+    engine = opened(tmp_path / "data")
+    engine.commit(Batch(rows=row_batch(1, 0, 10).rows + row_batch(2, 0, 10).rows))
+    engine.close()
+    table = max((tmp_path / "data" / "store").glob("*.sst"), key=lambda file: file.stat().st_size)
+    flip_byte(table, 1_000)  # in the block that holds the rows of both
+    engine = opened(tmp_path / "data")
+    for _ in range(2):
+        with pytest.raises(EngineCorrupt) as caught:
+            count_rows(engine, 1)
+        assert caught.value.tablet == 1
+        engine.commit(Batch(clear=[1], rows=row_batch(1, 0, 10).rows))
+    engine.close()
+
+
 # ---------------------------------------------------------------------------------------- errors
 
 
