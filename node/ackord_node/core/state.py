@@ -90,7 +90,7 @@ class TabletState:
         self._load(copy)
         # -- clients that keep rows (rule R19)
         self.holders = Holders(incarnation, config.timing, config.limits, lambda tell: self.out.append(tell))
-        self.hold_ms = self.hold_ms_durable = 0 if copy.is_new else meta.hold_ms
+        self.hold_ms = self.hold_ms_durable = meta.hold_ms
         # A store that lost something may have lost this record, or a later one, too.
         self.holders.restarted(max(self.hold_ms, longest_ms(self.holders) * meta.suspect), now)
         # -- promises
