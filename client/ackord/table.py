@@ -291,9 +291,8 @@ class Table:
             batcher = store.batcher
             table = batcher.routing.tables.get(self.name)
             encoded = None if table is None else table.key.fast(key)
-            if (
-                table is not None and encoded is not None
-            ):  # what most writes are, without an object for the way
+            if table is not None and encoded is not None:
+                # What most writes are: without an object for the way.
                 body = encode_columns(columns, batcher.routing.limits)
                 future = store.loop.create_future()
                 tablet, deadline = table.tablet_of(encoded), store.deadline(timeout)
