@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from ackord.errors import Error, Unavailable
+from ackord.sockets import end_when_dead
 from ackord.wire.chunks import LAST_CHUNK, ChunkDecoder, ChunkError, chunk
 from ackord.wire.frames import FrameDecoder, FrameError
 from ackord.wire.messages import MSGPACK_CONTENT_TYPE, STREAM_CONTENT_TYPE
@@ -89,6 +90,9 @@ class HttpStream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = open_transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            end_when_dead(connection)
         where = urlsplit(self._url)
         head = (
             f"POST /v1/stream HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: {STREAM_CONTENT_TYPE}\r\n"

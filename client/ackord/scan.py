@@ -117,6 +117,7 @@ class Scan:
             deque()
         )  # read ahead, each with what follows it
         self._is_asking = False
+        self._is_turning = False
         self._is_exhausted = False
         self._error: Error | None = None
         self._arrived: asyncio.Future[None] | None = None  # the caller waits for it
@@ -160,6 +161,15 @@ class Scan:
 
     async def _turn_page(self) -> bool:
         """Takes the next page that has come or is coming; False at the end."""
+        if self._is_turning:
+            raise RuntimeError("another task waits for this scan's next row: a scan has one reader at a time")
+        self._is_turning = True
+        try:
+            return await self._next_page()
+        finally:
+            self._is_turning = False
+
+    async def _next_page(self) -> bool:
         if self._table is None:
             await self._begin()
         while not self._pages:
@@ -248,7 +258,7 @@ class Scan:
         """A page has come: it waits for the caller, and the next is asked for if there is room."""
         self._is_asking = False
         (answer,) = future.result()
-        if not isinstance(answer, Error) and not _is_page(answer):
+        if not isinstance(answer, Error) and not (_is_page(answer) and self._leads_on(answer[1])):
             answer = Error(f"the node's answer is no page of a scan: {ascii(answer)[:80]}")
         if isinstance(answer, Error):
             self._error = answer
@@ -266,6 +276,13 @@ class Scan:
                 self._ask()
         if self._arrived is not None and not self._arrived.done():
             self._arrived.set_result(None)
+
+    def _leads_on(self, follows: bytes | None) -> bool:
+        """Whether what follows a page is less than what was asked for: else the scan would never end."""
+        start, end = self._tablet
+        if follows is None:
+            return True
+        return start <= follows and (end is None or follows < end) if self._reverse else start < follows
 
     def _advance(self, follows: bytes | None) -> None:
         """``follows``: where the rest of the tablet's part of the range begins (or ends, backwards)."""
@@ -352,7 +369,8 @@ async def _count_part(
         if isinstance(answer, Error):
             raise answer
         found, start = answer if len(answer) == 2 else (None, None)
-        if type(found) is not int or not (start is None or type(start) is bytes):
+        leads_on = start is None or (type(start) is bytes and start > op.start)
+        if type(found) is not int or not leads_on:
             raise Error(f"the node's answer is no count: {ascii(answer)[:80]}")
         total += found
     return total

@@ -86,6 +86,21 @@ async def test_a_page_that_is_none_ends_the_scan(
     assert isinstance(await outcome(table.scan().rows()), ackord.Error)
 
 
+@pytest.mark.parametrize(("reverse", "follows"), [(False, b""), (True, b"\xff" * 9)])
+async def test_a_page_that_does_not_lead_on_ends_the_scan(
+    table: ackord.Table, cluster: FakeCluster, reverse: bool, follows: bytes
+) -> None:
+    """Else it would be asked for again and again."""
+    bend(cluster, OP_SCAN, lambda group, results: [[[], follows]])
+    end = 7 if reverse else None
+    assert isinstance(await outcome(table.scan(end=end, reverse=reverse).rows()), ackord.Error)
+
+
+async def test_a_count_that_does_not_lead_on_is_an_error(table: ackord.Table, cluster: FakeCluster) -> None:
+    bend(cluster, OP_COUNT, lambda group, results: [[1, b""]])
+    assert isinstance(await outcome(table.count()), ackord.Error)
+
+
 @pytest.mark.parametrize("nonsense", [7, None, [], [7], ["7", None], [7, 7], [[], None]])
 async def test_a_count_that_is_none_is_an_error(
     table: ackord.Table, cluster: FakeCluster, nonsense: Any

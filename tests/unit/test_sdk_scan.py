@@ -123,3 +123,13 @@ async def test_a_token_that_was_made_by_hand_is_refused(table: ackord.Table) -> 
         with pytest.raises(ackord.InvalidRequest, match="token"):
             await table.scan(token=seal("scan", made)).rows()
     assert len(await table.scan(token=seal("scan", content)).rows()) == 1
+
+
+async def test_a_scan_has_one_reader_at_a_time(table: ackord.Table) -> None:
+    """A second one would wait for what only the first is told of."""
+    keys = await fill(table, 30)
+    scan = table.scan()
+    first, second = asyncio.ensure_future(scan.__anext__()), asyncio.ensure_future(scan.__anext__())
+    with pytest.raises(RuntimeError, match="one reader at a time"):
+        await second
+    assert [(await first).key, *[row.key async for row in scan]] == keys

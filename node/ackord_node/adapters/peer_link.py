@@ -15,6 +15,7 @@ import socket
 from typing import Any, Protocol, cast
 
 from ackord.errors import Error, InvalidRequest, Unavailable
+from ackord.sockets import end_when_dead
 from ackord.wire.chunks import ChunkDecoder, chunk
 from ackord.wire.frames import FrameDecoder, encode_frame
 from ackord.wire.messages import HELLO_ALONE_HEADER, HELLO_REFUSED, STREAM_CONTENT_TYPE
@@ -323,9 +324,11 @@ async def _connected(address: str) -> socket.socket:
 
 
 def _socket(family: int, kind: int, protocol: int) -> socket.socket:
-    """A socket whose kernel queue stays short, so that urgent frames do not wait behind much bulk."""
+    """A socket whose kernel queue stays short, so that urgent frames do not wait behind much bulk, and that does not
+    outlive a peer that is silent: a link that is made anew after a partition is there at once."""
     sock = socket.socket(family, kind, protocol)
     sock.setblocking(False)
+    end_when_dead(sock)
     not_sent_lowat = getattr(socket, "TCP_NOTSENT_LOWAT", None)
     if not_sent_lowat is not None:
         sock.setsockopt(socket.IPPROTO_TCP, not_sent_lowat, UNSENT_BYTES_MAX)
