@@ -21,6 +21,7 @@ from ackord.wire.limits import check_bounds
 from ackord.wire.messages import (
     CLIENT_ID_BYTES,
     COND_NONE,
+    KIND_PUT,
     KIND_TRANSACTION,
     OP_AS_OF,
     OP_COUNT,
@@ -352,13 +353,26 @@ class Parked:
 class Group:
     """Operations of one kind and tablet that go to one node together (and of one identity, if they write)."""
 
-    __slots__ = ("deadline", "op", "ops", "reviewed_at", "sent_at", "size", "tablet", "unanswered_count")
+    __slots__ = (
+        "are_puts",
+        "deadline",
+        "op",
+        "ops",
+        "reviewed_at",
+        "sent_at",
+        "size",
+        "tablet",
+        "unanswered_count",
+    )
 
-    def __init__(self, op: int, tablet: TabletRoute, ops: list[Any], size: int = 0) -> None:
+    def __init__(
+        self, op: int, tablet: TabletRoute, ops: list[Any], size: int = 0, are_puts: bool = False
+    ) -> None:
         self.op = op
         self.tablet = tablet
         self.ops: list[Any] = ops  # Operation, or None once it was answered or taken away
         self.size = size
+        self.are_puts = are_puts  # unconditional, of whole rows, sent for the first time
         self.deadline: float = min(map(_DEADLINE, ops))
         self.unanswered_count = len(ops)
         self.sent_at = 0.0
@@ -410,6 +424,13 @@ class Group:
             return [rid, OP_COUNT, tablet, count.start, count.end, *count.selection]
         if self.op == OP_SELECT:
             return [rid, OP_SELECT, tablet, [op.encoded for op in self.ops], *self.ops[0].selection]
+        identity: Identity = self.ops[0].identity
+        head = [rid, OP_WRITE, tablet, identity.client_id, identity.registered, identity.floor]
+        first_seq = self.ops[0].seq
+        if self.are_puts and self.ops[-1].seq - first_seq == len(self.ops) - 1:  # none was taken out
+            for op in self.ops:
+                op.attempts = 1
+            return [*head, [first_seq, [op.encoded for op in self.ops], [op.body for op in self.ops]]]
         writes = []
         for op in self.ops:
             op.attempts += 1
@@ -417,8 +438,7 @@ class Group:
             if op.returning:
                 write.append(op.returning)
             writes.append(write)
-        identity: Identity = self.ops[0].identity
-        return [rid, OP_WRITE, tablet, identity.client_id, identity.registered, identity.floor, writes]
+        return [*head, writes]
 
 
 def groups_of(
@@ -453,9 +473,11 @@ def write_groups(
     without a request id gets one."""
     part: list[Write] = []
     size = room = 0
+    are_puts = True
     identity: Identity | None = None
     for write in writes:
-        if write.identity is None:
+        is_new = write.identity is None
+        if is_new:
             if identity is None or not room:
                 identity = identities.current()
                 room = identity.room
@@ -467,9 +489,12 @@ def write_groups(
             or size + write.size > GROUP_BYTES_TARGET
             or write.identity is not part[0].identity
         ):
-            yield Group(OP_WRITE, tablet, part, size)
-            part, size = [], 0
+            yield Group(OP_WRITE, tablet, part, size, are_puts)
+            part, size, are_puts = [], 0, True
         part.append(write)
         size += write.size
+        if are_puts:
+            is_plain = write.kind == KIND_PUT and write.condition == COND_NONE and not write.returning
+            are_puts = is_new and is_plain
     if part:
-        yield Group(OP_WRITE, tablet, part, size)
+        yield Group(OP_WRITE, tablet, part, size, are_puts)

@@ -50,6 +50,7 @@ GROUPS: tuple[list[Any], ...] = (
     [1, 1, 101, [b"alice\x00\x01\x80\x00\x00\x00\x00\x00\x00\x01"]],
     [2, 2, 101, b"c" * 16, 1 << 60, 0, [[1, 1, b"a\x00\x01\x80" + bytes(7), COLUMNS, 0, None, 1]]],
     [3, 3, 101, b"", None, False, 10, 1000],
+    [4, 2, 101, b"c" * 16, 1 << 60, 0, [1, [b"a\x00\x01\x80" + bytes(7)], [COLUMNS]]],
 )
 
 

@@ -147,6 +147,7 @@ GROUPS: list[list[Any]] = [
         [[1, 1, b"k", encode_columns(COLUMNS), 0, None, 1], [2, 3, b"k", None, 1, 5, 1]],
     ],
     [3, 3, TABLET, b"", None, False, 10, 1000],
+    [4, 2, TABLET, b"c" * 16, 1 << 60, 0, [3, [b"k", b"l"], [encode_columns(COLUMNS)] * 2]],
 ]
 CONFIG = """
 cluster: demo

@@ -29,6 +29,7 @@ from tests.unit.test_docs import PROTOCOL, references
 PACKAGE = ROOT / "node" / "ackord_node"
 SUITES = [
     "tests/unit/test_core_*.py",
+    "tests/unit/test_plain_puts.py",
     "tests/unit/test_version_reads.py",
     "tests/scenario",
     "tests/property/test_requests.py",

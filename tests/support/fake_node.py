@@ -34,6 +34,7 @@ from ackord.wire.messages import (
     row_version,
     split_starts,
 )
+from ackord.wire.puts import Puts, is_puts
 
 
 class Hold(Exception):
@@ -260,6 +261,9 @@ class FakeNode:
                         hello = [1, self.cluster.cluster, self.name, 7, self.cluster.version]
                         await response.write(encode_frame(hello))
                         continue
+                    for group in frame:
+                        if group[1] == OP_WRITE and is_puts(group[6]):
+                            group[6] = list(Puts(*group[6]))
                     self.frames.append(frame)
                     await self.gate.wait()
                     answers = [a for a in (self._answer(group) for group in frame) if a is not None]

@@ -15,7 +15,7 @@ SOURCES = sorted(path for folder in ("client", "node") for path in (ROOT / folde
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 CORE_FORBIDDEN = {"asyncio", "datetime", "os", "random", "secrets", "socket", "threading", "time", "uuid"}
-SHARED_WITH_NODE = ("ackord.errors", "ackord.wire")
+SHARED_WITH_NODE = ("ackord.errors", "ackord.sockets", "ackord.wire")
 
 
 def name(path: Path) -> str:

@@ -281,6 +281,11 @@ async def test_a_wrong_content_type_is_415(node: HttpNode) -> None:
 HUGE = b"k" * 9_000
 
 
+def puts(rid: int, first_seq: int, keys: Any, bodies: Any) -> list[Any]:
+    """A group of puts as columns."""
+    return [rid, 2, 4, CLIENT, 1, 0, [first_seq, keys, bodies]]
+
+
 @pytest.mark.parametrize(
     ("group", "field"),
     [
@@ -336,6 +341,16 @@ HUGE = b"k" * 9_000
         (write(9, [1, 1, b"a", b"\x80", 0, None, 1, 3]), "returning"),
         (write(9, [1, 1, b"a", b"\x80", 0, None, 1, True]), "returning"),
         (write(9, [1, 1, b"a", b"\x80", 0, None, 1, 1, 1]), "op"),
+        (puts(9, 1, [b"a"], []), "bodies"),
+        (puts(9, 1, [b"a"], b"\x80"), "bodies"),
+        (puts(9, 1, [b"a"], [None]), "body"),
+        (puts(9, 1, [b"a"], [b"x" * (4 * 1024 * 1024 + 1)]), "body"),
+        (puts(9, 1, [b"a", HUGE], [b"\x80"] * 2), "key"),
+        (puts(9, 1, [b"a", "b"], [b"\x80"] * 2), "key"),
+        (puts(9, 1, [], []), "keys"),
+        (puts(9, 1, [b"a"] * 4097, [b"\x80"] * 4097), "keys"),
+        (puts(9, 0, [b"a"], [b"\x80"]), "seq"),
+        (puts(9, 2**63 - 1, [b"a"], [b"\x80"]), "seq"),
         ([9, 4, 4, [b"a"], None], "group"),
         ([9, 4, 4, [b"a"], "where", None], "where"),
         ([9, 4, 4, [b"a"], None, ["a", 1]], "columns"),

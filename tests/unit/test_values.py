@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ackord.errors import InvalidRequest
 from ackord.wire.limits import DEFAULT_LIMITS
 from ackord.wire.values import (
+    are_columns,
     check_columns,
     check_update,
     decode_columns,
@@ -47,6 +48,35 @@ def test_columns_come_back_as_they_were(columns: dict[str, Any]) -> None:
     assert decode_columns(blob) == columns
     assert check_columns(blob, DEFAULT_LIMITS) == columns
     assert repr(decode_columns(blob)) == repr(columns)  # True is not 1, 1.0 is not 1
+
+
+@RELAXED
+@given(
+    st.lists(
+        st.dictionaries(st.text(max_size=9) | st.just(b"c"), VALUES | st.just(2**63), max_size=3).map(
+            msgpack.packb
+        )
+        | st.sampled_from([b"", b"\x90", b"\x80\x80", b"\xc1\x80"]),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_bodies_together_are_checked_as_each_by_itself(blobs: list[bytes]) -> None:
+    limits = replace(DEFAULT_LIMITS, columns_count=2, column_name_bytes=40, value_depth_count=2)
+    is_fine = are_columns(blobs, limits)
+    for blob in blobs:
+        try:
+            check_columns(blob, limits)
+        except InvalidRequest:
+            assert not is_fine
+            return
+    assert is_fine
+
+
+def test_bodies_of_large_rows_are_left_to_the_check_of_each() -> None:
+    limits = replace(DEFAULT_LIMITS, cell_bytes=50)
+    assert are_columns([encode_columns({"a": b"x" * 40})], limits)
+    assert not are_columns([encode_columns({"a": b"x" * 30, "b": b"y" * 30})], limits)
 
 
 def test_nan_and_infinities_are_values() -> None:

@@ -12,7 +12,7 @@ node arrays of answers, each answer naming the group by its ``rid`` (an int uniq
   RETURN_OLD, gets ``[version, row or None]``. ``cond_value`` is a version for COND_IF_VERSION and
   ``[cond, cond_value, expression]`` for COND_WHERE, where both conditions must hold. The key of KIND_PUT_AUTO
   lacks its last column, which becomes the write's version. KIND_TRANSACTION reads and writes several rows, see
-  `transactions`;
+  `transactions`. In the place of the list of operations there may be what `puts` describes;
 * ``[rid, OP_SCAN, tablet, start, end, reverse, rows_max, bytes_max]``, perhaps with ``where, columns`` behind,
   -> one ``[[key, row, key, row, ...], next]``: ``next`` is None if the range is exhausted, else where the rest
   of it begins (backwards: what it ends before). A page may be short, or empty, and still have a next;

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from ackord.errors import InvalidRequest
@@ -22,6 +23,7 @@ __all__ = [
     "INT64_MAX",
     "INT64_MIN",
     "Update",
+    "are_columns",
     "check_columns",
     "check_name",
     "check_update",
@@ -76,6 +78,30 @@ def check_columns(blob: Any, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
     if len(blob) > limits.cell_bytes:
         _check_sizes(len(blob), columns, limits)
     return columns
+
+
+def are_columns(blobs: Sequence[bytes], limits: Limits = DEFAULT_LIMITS) -> bool:
+    """Whether ``check_columns`` takes every one of them, looked at all together. Where this says no, that one may
+    still do so: it also knows long names and large rows."""
+    if max(map(len, blobs)) > min(limits.cell_bytes, limits.row_bytes):
+        return False
+    try:
+        maps = [unpackb(blob) for blob in blobs]
+    except ValueError:
+        return False
+    if set(map(type, maps)) != {dict} or max(map(len, maps)) > limits.columns_count:
+        return False
+    short = _short_chars(limits)
+    for name in set(chain.from_iterable(maps)):
+        if type(name) is not str or not 0 < len(name) <= short:
+            return False
+    try:
+        for value in chain.from_iterable(map(dict.values, maps)):
+            if type(value) not in _PLAIN:
+                check_value("", value, 1, limits)
+    except InvalidRequest:
+        return False
+    return True
 
 
 def project(row: bytes, names: Sequence[str]) -> bytes:
@@ -142,8 +168,7 @@ def _check_map(columns: dict[str, Any], limits: Limits) -> None:
             value=len(columns),
             limit=limits.columns_count,
         )
-    bytes_max = limits.column_name_bytes
-    short = _SHORT_CHARS if bytes_max >= 4 * _SHORT_CHARS else bytes_max // 4
+    short = _short_chars(limits)
     for name, value in columns.items():
         if type(name) is not str or not 0 < len(name) <= short:
             check_name(name, limits)
@@ -153,6 +178,11 @@ def _check_map(columns: dict[str, Any], limits: Limits) -> None:
         if kind is int and INT64_MIN <= value <= INT64_MAX:
             continue
         check_value(name, value, 1, limits)
+
+
+def _short_chars(limits: Limits) -> int:
+    """Names of so many characters are short enough, whichever they are."""
+    return min(_SHORT_CHARS, limits.column_name_bytes // 4)
 
 
 def check_name(name: Any, limits: Limits) -> None:

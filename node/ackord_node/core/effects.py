@@ -7,6 +7,7 @@ Durability is an event, not an ordering rule: ``Persist`` says that there is som
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -301,13 +302,14 @@ class Leave:
 @dataclass(slots=True)
 class WriteGroup:
     """Writes of one client that arrived together. ``ops`` are wire operations
-    ``[seq, kind, key, body, condition, condition_value, attempt]``; ``client`` b"" has no request ids."""
+    ``[seq, kind, key, body, condition, condition_value, attempt]``, as a list or as `Puts`; ``client`` b"" has no
+    request ids."""
 
     request: Responder
     client: bytes
     registered: int
     floor: int
-    ops: list[list[Any]]
+    ops: Sequence[list[Any]]
 
 
 @dataclass(slots=True)

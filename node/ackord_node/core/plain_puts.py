@@ -8,11 +8,13 @@ executed again).
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 from ackord.errors import Error
-from ackord.wire.messages import COND_NONE, KIND_PUT, OWN_MARK, join_row
-from ackord.wire.values import check_columns
+from ackord.wire.messages import COND_NONE, KIND_PUT, OWN_MARK, VERSION_BYTES, join_row
+from ackord.wire.puts import Puts
+from ackord.wire.values import are_columns, check_columns
 from ackord_node.core.drafts import Draft, Progress, Verdicts
 from ackord_node.core.effects import WriteGroup
 from ackord_node.core.requests import ClientRecord
@@ -36,6 +38,10 @@ def judge_plain_puts(
     clock, limits, bytes_max = state.clock, state.config.limits, state.config.log.entry_bytes
     if clock.at_end or clock.ttl_ms:
         return start
+    if isinstance(group.ops, Puts) and not start:
+        end = _judge_columns(state, group.ops, index, draft, known, record, verdicts)
+        if end:
+            return end
     floor = record.floor if record is not None else 0
     results: dict[int, Any] = record.results if record is not None else {}
     pending, ops = state.overlay.pending, group.ops
@@ -66,3 +72,41 @@ def judge_plain_puts(
         at += 1
     draft.version, draft.size = version, size
     return at
+
+
+def _judge_columns(
+    state: TabletState,
+    puts: Puts,
+    index: int,
+    draft: Draft,
+    known: Progress | None,
+    record: ClientRecord | None,
+    verdicts: Verdicts,
+) -> int:
+    """All of the puts at once; 0 if one of them is not new, or perhaps not valid, or they are more than fits."""
+    seqs, keys, bodies = puts.seqs, puts.keys, puts.bodies
+    size = draft.size + sum(map(len, keys)) + sum(map(len, bodies)) + (24 + VERSION_BYTES) * len(seqs)
+    if size > state.config.log.entry_bytes:
+        return 0
+    if known is not None and not known.keys().isdisjoint(seqs):
+        return 0
+    if record is not None and (seqs[0] < record.floor or not record.results.keys().isdisjoint(seqs)):
+        return 0
+    if not are_columns(bodies, state.config.limits):
+        return 0
+    versions = range(draft.version, draft.version + len(seqs))
+    rows = [
+        version.to_bytes(VERSION_BYTES, "big", signed=True) + body
+        for version, body in zip(versions, bodies, strict=True)
+    ]
+    state.overlay.pending.update(zip(keys, zip(repeat(index), rows), strict=False))
+    logged = verdicts.logged
+    logged[3].extend(seqs)
+    logged[4].extend(keys)
+    logged[5].extend(rows)
+    if known is not None:
+        known.update(zip(seqs, zip(repeat(index), versions), strict=False))
+    verdicts.later_indices.extend(range(len(seqs)))
+    verdicts.later_results.extend(versions)
+    draft.version, draft.size = versions.stop, size
+    return len(seqs)

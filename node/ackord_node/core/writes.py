@@ -8,6 +8,7 @@ only once their entry is committed).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from ackord.errors import BY_CODE, Conflict, Error, OutcomeUnknown, Unavailable
@@ -20,6 +21,7 @@ from ackord.wire.messages import (
     error_to_wire,
     row_expires_ms,
 )
+from ackord.wire.puts import Puts
 from ackord_node.core.cells import plain_row
 from ackord_node.core.drafts import (
     Answer,
@@ -388,7 +390,7 @@ class WritePath:
             s.out.append(Reply(group.request, None if whole else verdicts.now_indices, verdicts.now_results))
         if verdicts.later_indices:
             whole = is_all and not verdicts.now_indices
-            size = verdicts.size + sum(len(group.ops[at][3] or b"") for at in ops)
+            size = verdicts.size + _bodies_size(group.ops, ops)
             if len(verdicts.logged) > 6:
                 size += sum(len(row) for _, row in returned_rows(verdicts.logged) if row is not None)
             self._answers.append(
@@ -479,6 +481,12 @@ def no_right_to_answer() -> Unavailable:
     return Unavailable(
         "the coordinator may not answer from its state now", reason="no_authority", retry_after_ms=20
     )
+
+
+def _bodies_size(ops: Sequence[list[Any]], part: range) -> int:
+    if isinstance(ops, Puts):
+        return sum(map(len, ops.bodies[part.start : part.stop]))
+    return sum(len(ops[at][3] or b"") for at in part)
 
 
 def _without_cells(result: Any) -> Any:

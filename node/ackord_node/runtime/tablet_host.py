@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from ackord.errors import Error, InvalidRequest, OutcomeUnknown, Unavailable
 from ackord.wire.keys import KeySchema
 from ackord.wire.messages import KIND_PUT_AUTO, KIND_TRANSACTION, WHOLE_GROUP, error_to_wire
+from ackord.wire.puts import Puts
 from ackord_node.core import effects as e
 from ackord_node.core.log import Entry, RecordCorrupt
 from ackord_node.core.messages import Message
@@ -368,10 +369,14 @@ class TabletHost(Source):
         if len(self._queued) == 1:
             self._queued_since = self._clock.now()
 
-    def _bad_keys(self, ops: list[list[Any]]) -> dict[int, list[Any]]:
+    def _bad_keys(self, ops: Sequence[list[Any]]) -> dict[int, list[Any]]:
         d, is_valid = self.replica.state.descriptor, self._schema.is_valid
         assert d is not None
         start, end = d.start, d.end
+        if isinstance(ops, Puts):
+            keys = ops.keys
+            if start <= min(keys) and (end is None or max(keys) < end) and all(map(is_valid, keys)):
+                return {}
         bad: dict[int, list[Any]] = {}
         for at, op in enumerate(ops):
             key = op[2]

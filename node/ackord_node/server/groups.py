@@ -37,6 +37,7 @@ from ackord.wire.messages import (
     RETURN_NEW,
     RETURN_OLD,
 )
+from ackord.wire.puts import Puts, is_puts
 
 INT64_MAX = 2**63 - 1
 _VERSION_ITEMS = {OP_AS_OF: 5, OP_HISTORY: 6, OP_CELLS: 7, OP_SCAN_AS_OF: 9}
@@ -158,6 +159,9 @@ class GroupChecker:
             raise _bad("registered", f"registered must be a version, not {_shown(registered)}")
         if type(floor) is not int or not 0 <= floor <= INT64_MAX:
             raise _bad("floor", f"floor must be a sequence number, not {_shown(floor)}")
+        if is_puts(ops):
+            group[6] = self._puts(*ops)
+            return len(group[6])
         count = self._count(ops, "operations")
         for op in ops:
             returns_row = type(op) is not list or len(op) != _OP_ITEMS
@@ -175,6 +179,18 @@ class GroupChecker:
             if type(attempt) is not int or not 0 < attempt <= INT64_MAX:
                 raise _bad("attempt", f"attempt must be 1 or more, not {_shown(attempt)}")
         return count
+
+    def _puts(self, first_seq: int, keys: Any, bodies: Any) -> Puts:
+        count = self._check_keys(keys)
+        if not 0 < first_seq <= INT64_MAX - count:
+            raise _bad("seq", f"seq must be a positive integer, not {_shown(first_seq)}")
+        if type(bodies) is not list or len(bodies) != count:
+            raise _bad("bodies", f"{count} puts have a list of as many bodies")
+        if set(map(type, bodies)) != _BYTES or max(map(len, bodies)) > self._row_bytes_max:
+            for body in bodies:
+                if type(body) is not bytes or len(body) > self._row_bytes_max:
+                    raise self._bad_body(KIND_PUT, body)
+        return Puts(first_seq, keys, bodies)
 
     def _check_change(self, kind: Any, key: Any, body: Any, cond: Any, cond_value: Any) -> None:
         """What is to become of one row."""
