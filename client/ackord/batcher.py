@@ -136,7 +136,7 @@ class Batcher:
             for tablet, ops in pending.items():
                 link = self._link_for(op, tablet, now, beside)
                 if op == OP_WRITE:
-                    if link is not None and self._gather.holds(link):
+                    if link is not None and self._gather.holds(link, len(ops)):
                         self._pending[op][tablet] = ops
                         continue
                 else:

@@ -15,6 +15,7 @@ from ackord.transport import Cancellable, Environment
 
 GATHER_S_MIN: Final = 0.005
 GATHER_S_MAX: Final = 0.1
+GATHER_OPS_MAX: Final = 200  # so many have paid for a round; the node works on them while more are made ready
 
 
 class Gather:
@@ -27,9 +28,9 @@ class Gather:
         self.timer: Cancellable | None = None  # while writes may be held
         self._is_over = False
 
-    def holds(self, link: NodeLink) -> bool:
-        """Whether writes for this node are to wait."""
-        if not link.writes_count or self._is_over:
+    def holds(self, link: NodeLink, count: int) -> bool:
+        """Whether ``count`` writes for this node are to wait."""
+        if not link.writes_count or self._is_over or count >= GATHER_OPS_MAX:
             return False
         if self.timer is None:
             # By as much more as the node is busy, not far away: a pipeline to a distant one stays full. A tablet that

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ackord.store import Store
 
 _Item = TypeVar("_Item")
+_KINDS = (Put, Update, Delete)
 
 
 async def write_each(
@@ -34,7 +35,7 @@ async def write_each(
     limits = store.batcher.routing.limits
     wanted = bounded(operations, "operations", limits.batch_rows_count)
     for item in wanted:
-        if not isinstance(item, Put | Update | Delete):
+        if not isinstance(item, _KINDS):
             raise InvalidRequest(
                 f"write_many takes Put, Update and Delete, not {type(item).__name__}",
                 field="operations",
