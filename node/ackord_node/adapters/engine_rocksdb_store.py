@@ -9,6 +9,7 @@ bound, so only upper bounds are used; any live handle, iterator or snapshot keep
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ from rocksdict import (
 from ackord_node.ports import EngineCorrupt, EngineError, EngineFailed, EngineFull
 
 MIB = 1 << 20
+SLOW_WRITE_S = 0.2  # rocksdict holds the GIL through a write: one that takes so long is told in the log
+
+log = logging.getLogger("ackord.engine")
 
 _SPACES = ("node", "meta", "log", "rows", "requests", "history")
 _FULL_TEXTS = ("No space left on device", "Disk quota exceeded")
@@ -104,8 +108,12 @@ class RocksStore:
         consumed its batch."""
         deadline = time.monotonic() + _STALL_S_MAX
         while True:
+            batch, begun = build(self._handles), time.monotonic()
             try:
-                self._db.write(build(self._handles), self._write_options)
+                self._db.write(batch, self._write_options)
+                took_s = time.monotonic() - begun
+                if took_s > SLOW_WRITE_S:
+                    log.warning("the system took %.2f s for a write, and the event loop stood still", took_s)
                 return
             except Exception as error:
                 if _STALL_TEXT not in str(error) or time.monotonic() > deadline:
