@@ -7,6 +7,7 @@ _LEARNER = "core/membership.py:Membership._learner: "
 NEEDLESS: dict[str, str] = {
     "core/messages.py:check: never if _NUMBERS.get(kind) == len(message) - 1 and _are_natural(message)": "speed: "
     "messages that are numbers throughout are looked at at once",
+    "core/plain_puts.py:judge_plain_puts: always if end": "speed: the first of them then goes the long way",
     "core/log.py:Entry.changed: never if len(groups) == 1 and groups[0][0] is not None and "
     "_are_plain(groups[0][4])": "speed: most entries hold one group of single rows",
     "core/log.py:Entry.changed: always if self._changed is None": "speed: it is worked out once",

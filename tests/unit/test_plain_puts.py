@@ -47,7 +47,7 @@ def random_puts(chance: random.Random, last_seq: int) -> Puts:
         bodies[chance.randrange(count)] = chance.choice(
             [*BODIES, encode_extras(b"\x80", ttl=None, timestamp=5)]
         )
-    first_seq = last_seq - count + 1 - chance.choice((0, 0, 0, 0, 1, 7, 30))
+    first_seq = last_seq - count + 1 - chance.choice((0, 0, 0, 0, 1, 7, 30, 90))
     return Puts(max(first_seq, 1), [b"k%d" % chance.randrange(6) for _ in range(count)], bodies)
 
 
