@@ -35,9 +35,9 @@ def judge_plain_puts(
 ) -> int:
     """Takes the group's operations from number ``start`` on into the draft, until one is something else or the entry
     is full; returns where that is."""
-    clock, limits, bytes_max = state.clock, state.config.limits, state.config.log.entry_bytes
-    if clock.at_end or clock.ttl_ms:
-        return start
+    limits, bytes_max = state.config.limits, state.config.log.entry_bytes
+    if state.clock.ttl_ms:
+        return start  # they expire
     if isinstance(group.ops, Puts) and not start:
         end = _judge_columns(state, group.ops, index, draft, known, record, verdicts)
         if end:
