@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 _LEARNER = "core/membership.py:Membership._learner: "
+_SHORT_WAY = "core/plain_puts.py:judge_plain_puts: "
+_SEEN = "seq in known or seq in results or seq < floor"
 
 NEEDLESS: dict[str, str] = {
     "core/messages.py:check: never if _NUMBERS.get(kind) == len(message) - 1 and _are_natural(message)": "speed: "
     "messages that are numbers throughout are looked at at once",
-    "core/plain_puts.py:judge_plain_puts: always if end": "speed: the first of them then goes the long way",
-    "core/plain_puts.py:judge_plain_puts: always if len(op) != ITEMS or op[1] != KIND_PUT or op[4] != COND_NONE": "speed: "
-    "all go the long way",
-    "core/plain_puts.py:judge_plain_puts: always if body[:1] == OWN_MARK or (known is not None and (seq in known or seq in "
-    "results or seq < floor))": "speed: all go the long way",
-    "core/plain_puts.py:judge_plain_puts: without `seq in known or seq in results or seq < floor` in `known is not None "
-    "and (seq in known or seq in results or seq < floor)`": "speed: those with a request id go the long way",
-    "core/plain_puts.py:judge_plain_puts: without `body[:1] == OWN_MARK` in `body[:1] == OWN_MARK or (known is not None "
-    "and (seq in known or seq in results or seq < floor))`": "speed: what such a body begins with is no msgpack",
+    _SHORT_WAY + "always if end": "speed: the first of them then goes the long way",
+    _SHORT_WAY
+    + "always if len(op) != ITEMS or op[1] != KIND_PUT or op[4] != COND_NONE": "speed: all go the long way",
+    _SHORT_WAY
+    + f"always if body[:1] == OWN_MARK or (known is not None and ({_SEEN}))": "speed: all go the long way",
+    _SHORT_WAY
+    + f"without `{_SEEN}` in `known is not None and ({_SEEN})`": "speed: those with a request id go the long "
+    "way",
+    _SHORT_WAY
+    + f"without `body[:1] == OWN_MARK` in `body[:1] == OWN_MARK or (known is not None and ({_SEEN}))`": "speed: "
+    "what such a body begins with is no msgpack",
+    "core/writes.py:WritePath._judge: without `op[3][:1] == OWN_MARK` in "
+    "`op[3] is not None and op[3][:1] == OWN_MARK`": "speed: most bodies say nothing beside their columns",
+    "core/writes.py:WritePath._check_room_to_return: without `held + record.returned_bytes > most` in "
+    "`record is not None and held + record.returned_bytes > most`": "speed: mostly there is room for all that is kept",
     "core/log.py:Entry.changed: never if len(groups) == 1 and groups[0][0] is not None and "
     "_are_plain(groups[0][4])": "speed: most entries hold one group of single rows",
     "core/log.py:Entry.changed: always if self._changed is None": "speed: it is worked out once",

@@ -75,6 +75,20 @@ def test_what_only_reads_is_as_new_as_what_was_judged_before_it() -> None:
     assert asked.answers[1] == asked.answers[0] == h.r.state.last_version
 
 
+def test_what_only_reads_is_as_new_as_what_another_client_wrote_before_it_in_the_same_step() -> None:
+    h = serving()
+    h.write(key=b"other")
+    commit(h)
+    wrote: Any = Asked()
+    read: Any = Asked()
+    put = [1, KIND_PUT, b"k", b"\x80", COND_NONE, None, 1]
+    reader = [1, KIND_TRANSACTION, b"k", [[], [], []], COND_NONE, None, 1]
+    groups = [e.WriteGroup(wrote, b"w1", 5, 1, [put]), e.WriteGroup(read, b"w2", 5, 1, [reader])]
+    h.do(e.Writes(groups, WALL_MS))
+    commit(h)
+    assert read.answers[0] == wrote.answers[0] == h.r.state.last_version
+
+
 def transaction(seq: int, *writes: list[Any]) -> list[Any]:
     return [seq, KIND_TRANSACTION, b"k", [[], [], list(writes)], COND_NONE, None, 1]
 

@@ -284,6 +284,32 @@ def test_only_writes_that_return_rows_are_refused_where_too_many_rows_wait_for_r
     assert first.answers[0][0] < plain.answers[0]
 
 
+def test_rows_that_were_committed_and_not_acknowledged_count_too() -> None:
+    h = serving(limits=replace(Limits(), client_returned_bytes=100))
+    body = encode_columns({"v": "x" * 200})
+    ask(h, b"w", [1, 1, b"ka", body, 0, None, 1, RETURN_NEW])
+    commit(h)
+    refused = ask(h, b"w", [2, 1, b"kb", body, 0, None, 1, RETURN_NEW])
+    assert (refusing(refused), reason(refused)) == (Unavailable.code, "overloaded")
+    acknowledged: Any = Asked()
+    group = e.WriteGroup(acknowledged, b"w", 5, 2, [[2, 1, b"kb", body, 0, None, 1, RETURN_NEW]])
+    h.do(e.Writes([group], WALL_MS))
+    commit(h)
+    assert len(acknowledged.answers[0]) == 2
+
+
+def test_one_collection_for_returned_rows_is_under_way_at_a_time() -> None:
+    h = serving(limits=replace(Limits(), returned_bytes=100))
+    body = encode_columns({"v": "x" * 200})
+    for seq, client in enumerate((b"w1", b"w2"), start=1):
+        ask(h, client, [seq, 1, b"ka", body, 0, None, 1, RETURN_NEW])
+    commit(h)
+    for seq in (7, 8):
+        ask(h, b"w3", [seq, KIND_DELETE, b"kb", None, 0, None, 1])
+    collections = [g for x in h.r.state.log.entries for g in x.groups if g[0] is None]
+    assert len(collections) == 1
+
+
 def test_a_write_without_a_client_returns_its_row_and_is_not_remembered() -> None:
     h = serving()
     asked = ask(h, b"", [1, 1, b"ka", encode_columns({"v": 1}), 0, None, 1, RETURN_NEW])
