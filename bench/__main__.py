@@ -70,7 +70,9 @@ def bench(options: argparse.Namespace) -> None:
     cells = cells_of(options)
     install(peers)
     begun = time.monotonic()
-    folder = Path(tempfile.mkdtemp(prefix="ackord-bench-", dir=options.folder or "/var/tmp"))
+    parent = options.folder or Path("/var/tmp")
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="ackord-bench-", dir=parent))
     folder.chmod(0o711)  # PostgreSQL's user has to pass
     try:
         chosen = [systems.make(name, folder / name) for name in ("ackord", *peers)]

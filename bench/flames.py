@@ -22,7 +22,12 @@ from bench.systems.base import BenchError, end_on_sigterm
 from bench.workers import Workers
 from bench.workloads import Work
 
-PROFILED = (Work("put", plan.SMALL, 256), Work("get", plan.SMALL, 256), Work("put", plan.SMALL, 1))
+PROFILED = (
+    Work("put", plan.SMALL, 256),
+    Work("batch", plan.SMALL, 16),
+    Work("get", plan.SMALL, 256),
+    Work("put", plan.SMALL, 1),
+)
 WARM_UP_S = 1.0
 MARGIN_S = 1.0  # the load outlasts the recording
 RATE_PER_S = 200
@@ -62,7 +67,13 @@ def record(pids: Mapping[str, int], work: Work, seconds: float, folder: Path) ->
     ]
     for recorder in recorders:
         recorder.wait()
-    return [path for path in paths.values() if path.exists()]
+    written = [path for path in paths.values() if path.exists()]
+    for path in written:  # their titles are py-spy's whole command, with the folders of this machine
+        text = path.read_text(encoding="utf-8")
+        for mine in (folder, Path(py_spy()).parent):
+            text = text.replace(f"{mine}/", "")
+        path.write_text(text, encoding="utf-8")
+    return written
 
 
 def profile(seconds: float, folder: Path) -> list[Path]:
