@@ -21,6 +21,7 @@ from ackord.wire.frames import FrameDecoder, encode_frame
 from ackord.wire.json_forms import parse_json
 from ackord.wire.limits import Limits
 from ackord.wire.messages import HELLO_REFUSED, STREAM_CONTENT_TYPE
+from ackord.wire.puts import Puts
 from ackord_node.server.groups import GroupChecker
 from tests.fuzz.http_cases import TABLE, Case, HttpCases
 from tests.fuzz.mutation import Mutator, nested
@@ -84,6 +85,8 @@ async def test_damaged_requests_are_refused_and_change_nothing(
         assert (await client("GET", "/health"))[0] == 200
         checker = GroupChecker(LIMITS)
         for group in node.service.groups:
+            if isinstance(group[-1], Puts):  # as it came
+                group = [*group[:-1], [group[-1].first_seq, group[-1].keys, group[-1].bodies]]
             assert checker.check([1, *group[1:]]) > 0, "the service was given a group that is none"
     assert statuses[200] > 50 and statuses[400] > 300, statuses
 
