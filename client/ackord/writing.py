@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ackord.store import Store
 
 _Item = TypeVar("_Item")
-_KINDS = (Put, Update, Delete)
+_KINDS = (Put, Update, Delete)  # a union would be made anew for each item
 
 
 async def write_each(

@@ -201,6 +201,7 @@ class FakeNode:
         self.url = ""
         self.script: Script | None = None
         self.frames: list[list[Any]] = []  # every request frame received
+        self.columns_count = 0  # groups of puts that came as columns; they are noted as operations
         self.gate = asyncio.Event()  # closed, nothing is answered or read until it opens
         self.gate.set()
         self.stream_count = 0
@@ -264,6 +265,7 @@ class FakeNode:
                     for group in frame:
                         if group[1] == OP_WRITE and is_puts(group[6]):
                             group[6] = list(Puts(*group[6]))
+                            self.columns_count += 1
                     self.frames.append(frame)
                     await self.gate.wait()
                     answers = [a for a in (self._answer(group) for group in frame) if a is not None]

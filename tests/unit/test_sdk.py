@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import ackord
+from ackord.gathering import GATHER_OPS_MAX
 from ackord.reads import ReadGroup
 from ackord.wire.limits import DEFAULT_LIMITS
 from ackord.wire.messages import OP_GET, OP_WRITE
@@ -652,6 +653,40 @@ async def test_writes_wait_for_a_node_that_owes_an_answer(
     coordinator.gate.set()
     await asyncio.gather(first, *others)
     assert writes_of(coordinator) == [1, 4]
+
+
+async def test_many_waiting_writes_leave_beside_those_under_way(
+    table: ackord.Table, coordinator: FakeNode
+) -> None:
+    coordinator.frames.clear()
+    coordinator.gate.clear()
+    first = asyncio.ensure_future(table.put(("a", 0), {}))
+    await until(lambda: writes_of(coordinator) == [1])
+    table._store.batcher.links["n1"].round_s = 1.0
+    many = asyncio.ensure_future(
+        table.write_many([ackord.Put(("a", n), {}) for n in range(1, GATHER_OPS_MAX + 1)])
+    )
+    await asyncio.sleep(0.01)
+    one = asyncio.ensure_future(table.put(("a", 0), {}))
+    await asyncio.sleep(0.01)
+    coordinator.gate.set()
+    await asyncio.gather(first, many, one)
+    assert writes_of(coordinator) == [1, GATHER_OPS_MAX, 1]
+
+
+async def test_new_puts_travel_as_columns_and_nothing_else_does(
+    table: ackord.Table, coordinator: FakeNode
+) -> None:
+    puts = [ackord.Put(("a", n), {}) for n in range(3)]
+    await table.write_many(puts)
+    assert coordinator.columns_count == 1
+    await table.write_many([*puts, ackord.Delete(("a", 9))])
+    await table.write_many([*puts, ackord.Put(("a", 8), {}, if_absent=True)])
+    assert coordinator.columns_count == 1
+    coordinator.script = once(lambda: throw(ackord.Unavailable("busy", retry_after_ms=1)))
+    await table.put(("a", 1), {})  # its retry says that it is one
+    assert coordinator.columns_count == 2
+    assert [group[6][0][6] for group in coordinator.ops_of(OP_WRITE)[-2:]] == [1, 2]
 
 
 async def test_a_stuck_tablet_does_not_hold_up_the_nodes_others(

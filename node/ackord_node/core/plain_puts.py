@@ -95,10 +95,7 @@ def _judge_columns(
     if not are_columns(bodies, state.config.limits):
         return 0
     versions = range(draft.version, draft.version + len(seqs))
-    rows = [
-        version.to_bytes(VERSION_BYTES, "big", signed=True) + body
-        for version, body in zip(versions, bodies, strict=True)
-    ]
+    rows = list(map(join_row, versions, bodies))
     state.overlay.pending.update(zip(keys, zip(repeat(index), rows), strict=False))
     logged = verdicts.logged
     logged[3].extend(seqs)
