@@ -21,6 +21,7 @@ from bench.workers import Workers
 from bench.workloads import Work, table_text
 
 SETTLE_S = 0.3  # for heartbeats and elections after a pause, before the warm-up
+HALF_LOAD_CELLS = 4  # seconds of half load, in those of a cell: a p99 of less is one stall, or none
 WARM_UP_SHARE = 0.25  # of the seconds of a cell, before them
 MEMORY_PER_ROW_BYTES = 300  # beside key and value, in the servers that keep all rows in memory
 COPIES_IN_MEMORY = 6  # three of ZooKeeper's and three of Redis's
@@ -82,7 +83,7 @@ class Run:
                     f"round {number + 1} of {self._rounds}, {place} of {len(cells)}: {work.name}", ends=False
                 )
                 for name in self._systems:
-                    self._measure(name, work)
+                    self._measure(name, work, self._seconds)
         _say("")
 
     def half_load(self) -> None:
@@ -92,7 +93,7 @@ class Run:
                 rate_max = self.results.rate_max(name)
                 if rate_max:
                     _say(f"round {number + 1} of {self._rounds}: {name} at half load", ends=False)
-                    self._measure(name, plan.half_load(rate_max))
+                    self._measure(name, plan.half_load(rate_max), self._seconds * HALF_LOAD_CELLS)
         _say("")
 
     def cached(self) -> None:
@@ -102,10 +103,10 @@ class Run:
             return
         for number in range(self._rounds):
             _say(f"round {number + 1} of {self._rounds}: {plan.CACHED.name}", ends=False)
-            self._measure(ACKORD, plan.CACHED)
+            self._measure(ACKORD, plan.CACHED, self._seconds)
         _say("")
 
-    def _measure(self, name: str, work: Work) -> None:
+    def _measure(self, name: str, work: Work, seconds: float) -> None:
         """A cell that fails is noted, and the run goes on: the other systems' figures stand."""
         self._runs_count += 1
         system, workers = self._systems[name], self._workers[name]
@@ -113,7 +114,7 @@ class Run:
         warm_up_s = self._seconds * WARM_UP_SHARE
         try:
             with _awake(system):
-                sample = measure(system, workers, work, self._seconds, warm_up_s, self._runs_count, resting)
+                sample = measure(system, workers, work, seconds, warm_up_s, self._runs_count, resting)
                 system.check(work.table)
         except BenchError as error:
             self.results.failures.append(f"{name}: {work.name}: {error}")

@@ -30,6 +30,7 @@ PAYLOADS_COUNT = 1 << 10
 INSERTED_MAX = 1_000_000  # by one process in one run of a workload
 CACHED_GET = "cached-get"
 CACHED_STRETCH_COUNT = 256
+PACE_S = 0.001  # calls that are due begin so often: a wake-up for each takes more CPU than the call
 BACKLOG_MAX = 20_000  # a paced run that is so far behind is not at half load any more
 _SCATTER = 2_654_435_761  # a prime: rank * prime mod rows is a permutation for any number of rows below it
 
@@ -230,7 +231,7 @@ async def closed_loops(call: Call, callers: int, seconds: float) -> array[float]
 
 
 async def paced(call: Call, rate: float, seconds: float) -> array[float]:
-    """The latencies of calls that begin at ``rate`` a second, counted from the timetable."""
+    """The latencies of calls that are due at ``rate`` a second, each counted from when it was due."""
     latencies = array("d")
     running: set[asyncio.Task[None]] = set()
     failures: list[BaseException] = []
@@ -255,7 +256,7 @@ async def paced(call: Call, rate: float, seconds: float) -> array[float]:
             started += 1
         if len(running) > BACKLOG_MAX:
             raise BenchError(f"{rate:,.0f} calls/s are more than it can do: {len(running)} are under way")
-        await asyncio.sleep(max(begun + started / rate - perf_counter(), 0))
+        await asyncio.sleep(max(begun + started / rate - perf_counter(), PACE_S))
     while running:
         await asyncio.wait(running)
     if failures:
