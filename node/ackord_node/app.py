@@ -151,6 +151,7 @@ class App:
             EngineThread(lambda: ProcessorWaits().seconds),
             secrets.randbits,
         )
+        metrics.look = node.reporter.report_metrics
         app = build_app(node, transport, metrics)
         _add_peer_pages(app, node)
         runner = make_runner(app)
@@ -165,7 +166,6 @@ class App:
     async def _live(self, node: Node, runner: web.AppRunner, stop: asyncio.Event) -> None:
         starting = asyncio.create_task(node.start(), name="start")
         stopping = asyncio.create_task(stop.wait(), name="stop")
-        reporting = asyncio.create_task(node.reporter.run(), name="metrics")
         try:
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
@@ -177,9 +177,9 @@ class App:
                 log.info("node %s hands its tablets over and stops", node.name)
                 await node.leave()
         finally:
-            for task in (starting, stopping, reporting):
+            for task in (starting, stopping):
                 task.cancel()
-            await asyncio.gather(starting, stopping, reporting, return_exceptions=True)
+            await asyncio.gather(starting, stopping, return_exceptions=True)
             for site in list(runner.sites):
                 await site.stop()
             await node.transport.close()

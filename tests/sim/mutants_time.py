@@ -166,7 +166,7 @@ MUTANTS = [
         "R7",
         "drift_forgotten",
         SCENARIO_READS + "no_takeover_while_a_slow_clock_still_answers",
-        (TYPES, "Timing.scale", "(1 + self.drift_max) / (1 - self.drift_max)", "1.0"),
+        (TYPES, "Timing.__post_init__", "(1 + self.drift_max) / (1 - self.drift_max)", "1.0"),
     ),
     mutant(
         "R7",

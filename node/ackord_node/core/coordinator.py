@@ -357,7 +357,9 @@ class Coordinator:
         if now >= self._beacon_at:
             self._beacon(now)
         self.writes.expire(now)
-        self.expiry.tick([x.node for x in sorted(self.membership.required) if x.node != self._s.node], now)
+        if self.expiry.is_on:
+            others = [x.node for x in sorted(self.membership.required) if x.node != self._s.node]
+            self.expiry.tick(others, now)
         self.replication.tick(now)
         self.membership.tick(now)
         self._try_commit(now)

@@ -62,7 +62,7 @@ class Membership:
 
     @property
     def has_ended_reads(self) -> bool:
-        return self.drain in (Drain.TAIL, Drain.DONE)
+        return self.drain is not Drain.NO and self.drain is not Drain.LEASES
 
     def is_member(self, p: Progress) -> bool:
         """Whether the set holds this copy and is not changing: then nothing that it confirms lets anybody in."""
@@ -218,6 +218,8 @@ class Membership:
         """A replica that rule R10 lets in beside ``rest``: its promise covers the leases of members and, by rule R19,
         of this node's own clients."""
         s = self._s
+        if len(rest) == len(self.descriptor.replicas):
+            return None
         outstanding = max((q.granted_raw for q in self._progress.values()), default=NEVER)
         outstanding = max(outstanding, s.holders.latest_raw)
         for node in self.descriptor.replicas:

@@ -6,7 +6,7 @@ Rules held here: R1 (every descriptor change names the version it replaces; see 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ackord.wire.frames import packb, unpackb
@@ -121,29 +121,20 @@ class Timing:
     rejoin_pause_max: float = 30.0
     rejoin_forget: float = 60.0  # in sync for so long: the pauses start small again
     balance_delay: float = 3.0  # the preferred node was in sync for so long: hand over to it
+    # Worked out of these once: they are asked for at every step of every tablet.
+    scale: float = field(init=False)
+    promise: float = field(init=False)  # G of rule R7
+    beacon_interval: float = field(init=False)
+    idle_interval: float = field(init=False)  # between two ticks of a tablet for which nothing is due
+    silence: float = field(init=False)  # a node that confirmed no beacon for so long gets each tablet's own
 
-    @property
-    def scale(self) -> float:
-        return (1 + self.drift_max) / (1 - self.drift_max)
-
-    @property
-    def promise(self) -> float:
-        """G of rule R7."""
-        return self.lease * self.scale + self.margin
-
-    @property
-    def beacon_interval(self) -> float:
-        return self.lease / 4
-
-    @property
-    def idle_interval(self) -> float:
-        """Between two ticks of a tablet for which nothing is due, as long as its members are heard."""
-        return 4 * self.lease
-
-    @property
-    def silence(self) -> float:
-        """A node that confirmed no beacon for so long gets each tablet's own again."""
-        return min(self.lease, self.confirm_timeout) / 2
+    def __post_init__(self) -> None:
+        scale = (1 + self.drift_max) / (1 - self.drift_max)
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "promise", self.lease * scale + self.margin)
+        object.__setattr__(self, "beacon_interval", self.lease / 4)
+        object.__setattr__(self, "idle_interval", 4 * self.lease)
+        object.__setattr__(self, "silence", min(self.lease, self.confirm_timeout) / 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ class Clockwork:
         self._active: dict[TabletHost, None] = {}  # took an event since they were last asked, in that order
         self._due: list[tuple[float, int, TabletHost]] = []  # a heap: when each of the others is to be asked
         self._asked_at: dict[TabletHost, float] = {}  # the earliest time in the heap
+        self._look_at = 0.0  # when those that took an event are asked next
         self._count = 0
 
     def wake(self, host: TabletHost) -> None:
@@ -69,12 +70,16 @@ class Clockwork:
 
     def _ask(self, now: float) -> None:
         due, asked_at = self._due, self._asked_at
+        hosts: dict[TabletHost, None] = {}
         while due and due[0][0] <= now:
             when, _, host = heapq.heappop(due)
             if asked_at.get(host) == when:
                 del asked_at[host]
-                self._active[host] = None
-        hosts, self._active = self._active, {}
+                hosts[host] = None
+        if now >= self._look_at:
+            self._look_at = now + TICK_MAX_S
+            hosts |= self._active
+            self._active = {}
         for host in hosts:
             if self._node.hosts.get(host.tablet) is not host:
                 continue

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 LOCAL_STATUS_PATH = "/peer/v1/status"
 ASK_TIMEOUT_S = 1.0
-METRICS_S = 1.0
 SHARE_S = 0.01  # who asks for the same node's state within this time shares the answer
 
 
@@ -130,12 +129,6 @@ class Reporter:
         if replica.coordinator is not None:
             found["lag"] = {p.node: s.log.end - p.confirmed for p in replica.coordinator.progress.values()}
         return found
-
-    async def run(self) -> None:
-        """Keeps the gauges up to date."""
-        while True:
-            await asyncio.sleep(METRICS_S)
-            self.report_metrics()
 
     def report_metrics(self) -> None:
         """Gauges of the tablets that this node coordinates."""

@@ -44,6 +44,8 @@ class Metrics:
         self._waited_s = waited_s
         self._waited_before_s = waited_s()
         self.registry = registry = CollectorRegistry()
+        # Brings the gauges up to date: they cost a look at every tablet, and only who reads them needs it.
+        self.look: Callable[[], None] = lambda: None
         self._operations = Counter(
             "ackord_operations", "Operations answered, by outcome.", ("op", "outcome"), registry=registry
         )
@@ -207,4 +209,5 @@ class Metrics:
 
     def render(self) -> bytes:
         """The text exposition format."""
+        self.look()
         return generate_latest(self.registry)
