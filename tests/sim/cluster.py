@@ -6,6 +6,7 @@ ends them, makes clients' processes, and calls the checks after every step of ev
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -173,7 +174,7 @@ class SimNode:
             self.disk.sync()
 
     async def _live(self, node: CheckedNode, process: Process) -> None:
-        reporting = process.loop.create_task(node.reporter.run())
+        reporting = process.loop.create_task(_read_metrics(node))
         try:
             await node.start()
         except IdentityError as error:
@@ -249,6 +250,13 @@ class SimNode:
 
     def hosts(self) -> dict[int, TabletHost]:
         return self.node.hosts if self.node is not None and self.is_up else {}
+
+
+async def _read_metrics(node: Node) -> None:
+    """Somebody reads them once in a while."""
+    while True:
+        await asyncio.sleep(1.0)
+        node.reporter.report_metrics()
 
 
 class Cluster:

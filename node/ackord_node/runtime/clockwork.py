@@ -18,7 +18,7 @@ from ackord_node.runtime.tablet_host import TabletHost
 if TYPE_CHECKING:
     from ackord_node.runtime.node import Node
 
-TICK_MIN_S, TICK_MAX_S = 0.005, 0.03  # between two looks; at what took an event only after about the longer one
+TICK_MIN_S, TICK_MAX_S = 0.005, 0.03  # between two looks; at what took an event about the longer one
 
 
 class Clockwork:
@@ -32,7 +32,7 @@ class Clockwork:
         self._active: dict[TabletHost, None] = {}  # took an event since they were last asked, in that order
         self._due: list[tuple[float, int, TabletHost]] = []  # a heap: when each of the others is to be asked
         self._asked_at: dict[TabletHost, float] = {}  # the earliest time in the heap
-        self._look_at = 0.0  # not before are those asked that took an event: a busy tablet takes dozens between
+        self._look_at = 0.0  # those that took an event are not asked before: a busy one takes dozens
         self._count = 0
 
     def wake(self, host: TabletHost) -> None:
