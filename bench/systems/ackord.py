@@ -21,6 +21,7 @@ from bench.systems.base import HOST, Access, BenchError, Client, Rows, TableSpec
 NODES = ("n1", "n2", "n3")
 START_TIMEOUT_S = 60.0
 IN_SYNC_TIMEOUT_S = 60.0
+BLOCK_CACHE_MIB = 1024  # as PostgreSQL's shared buffers
 CALL_TIMEOUT_S = 60.0  # the peers' clients wait without end
 COLUMN = "value"
 
@@ -117,6 +118,7 @@ class Ackord:
             "cluster: bench",
             f"coordination: zookeeper://{HOST}:{ports[0]}/ackord",
             "replication: {replicas: 3, min_in_sync: 2, lease_ms: 1000, session_timeout_ms: 3000}",
+            f"defaults: {{block_cache_mib: {BLOCK_CACHE_MIB}}}",
             "nodes:",
             *(
                 f"  {name}: {{address: {HOST}:{port}, data: {name}}}"
@@ -170,5 +172,5 @@ class Ackord:
             "client": f"the SDK, Python {sys.version.split()[0]}",
             "written": "acknowledged after an fsync on every in-sync replica (three)",
             "read": "any in-sync replica, under its lease",
-            "settings": "cluster.yaml as shipped, each table one tablet",
+            "settings": f"cluster.yaml as shipped, a block cache of {BLOCK_CACHE_MIB} MiB, each table one tablet",
         }
