@@ -30,6 +30,7 @@ PAYLOADS_COUNT = 1 << 10
 INSERTED_MAX = 1_000_000  # by one process in one run of a workload
 CACHED_GET = "cached-get"
 CACHED_STRETCH_COUNT = 256
+CACHED_PASSES_COUNT = 3
 PACE_S = 0.001  # calls that are due begin so often: a wake-up for each takes more CPU than the call
 BACKLOG_MAX = 20_000  # a paced run that is so far behind is not at half load any more
 _SCATTER = 2_654_435_761  # a prime: rank * prime mod rows is a permutation for any number of rows below it
@@ -292,7 +293,8 @@ async def warm_up(client: Client, calls: Calls, work: Work, seconds: float) -> N
         keys = random.Random(work.table.rows_count).sample(
             range(work.table.rows_count), work.table.rows_count
         )
-        for start in range(0, len(keys), CACHED_STRETCH_COUNT):
+        # More than once: a node grants nothing before it has stored that clients keep rows.
+        for start in [*range(0, len(keys), CACHED_STRETCH_COUNT)] * CACHED_PASSES_COUNT:
             await asyncio.gather(*(get(key) for key in keys[start : start + CACHED_STRETCH_COUNT]))
     elif work.rate is None:
         await closed_loops(calls.of(work.kind), work.callers, seconds)
