@@ -117,7 +117,8 @@ class Run:
                 sample = measure(system, workers, work, seconds, warm_up_s, self._runs_count, resting)
                 system.check(work.table)
         except BenchError as error:
-            self.results.failures.append(f"{name}: {work.name}: {error}")
+            why = str(error).strip().rpartition("\n")[2]  # of a worker's traceback the last line
+            self.results.failures.append(f"{name}: {work.name}: {why}")
             workers.close()  # whatever they are doing now; new ones are made
             return
         self.results.add(work.name, name, sample)

@@ -14,6 +14,7 @@ import asyncio
 import os
 import re
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from bench.systems.base import (
 
 SERVERS = ("z1", "z2", "z3")
 START_TIMEOUT_S = 60.0
+ELECTION_TIMEOUT_S = 15.0
 CHILDREN_COUNT = 100
 HEAP_MIB = 2048
 TICK_MS = 2000  # ZooKeeper's own default
@@ -166,7 +168,15 @@ class ZooKeeperAccess:
             await connection.close()
 
     async def connect(self, table: TableSpec, callers: int) -> Client:
-        return ZooKeeperClient(await wire.connect(HOST, self._leader()), table.name)
+        """Servers that were paused for long may elect a leader first."""
+        deadline = time.monotonic() + ELECTION_TIMEOUT_S
+        while True:
+            try:
+                return ZooKeeperClient(await wire.connect(HOST, self._leader()), table.name)
+            except (BenchError, ConnectionError):
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.1)
 
     def _leader(self) -> int:
         for port in self.ports:
