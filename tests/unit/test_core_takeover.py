@@ -400,6 +400,22 @@ def test_a_suspect_copy_gives_way_to_a_later_log(position: tuple[int, int]) -> N
     assert h.did(e.ReleaseLock)
 
 
+def test_a_suspect_copy_that_gave_way_waits_though_others_take_the_lock_and_free_it() -> None:
+    """Two of them would keep the lock from the third, which is not suspect and waits for its rank's turn."""
+    h = asking()
+    answer(h, "n2", 3, 3)
+    answer(h, "n3", 3, 2)
+    h.forget()
+    patience = 4 * TIMING.retry_interval
+    for _ in range(4):
+        h.do(e.LockSeen("n2", False))
+        h.wait(patience / 5)
+        h.do(e.LockSeen(None, False))
+        assert h.did(e.AcquireLock) == []
+    h.wait(patience / 5 + 0.01)
+    assert h.did(e.AcquireLock)
+
+
 def test_only_answers_of_in_sync_copies_to_this_run_count() -> None:
     h = asking()
     answer(h, "n2", 3, 2, copy=22)

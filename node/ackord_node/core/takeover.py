@@ -53,6 +53,9 @@ class Takeover:
         self._sent_at = 0.0  # of the last compare-and-set
         self._answers: dict[str, tuple[int, int]] = {}
         self._inquiring_since = 0.0
+        self._yields_until = (
+            0.0  # a suspect copy that gave way, also when others take the lock and give way meanwhile
+        )
         self.wake_at = 0.0
         self.hurry = False  # a coordinator handed over to this node: no rank delay
 
@@ -110,7 +113,7 @@ class Takeover:
         delay = 0.0 if self.hurry or s.lock_is_mine else self._rank() * s.config.timing.lock_rank_delay
         if s.unfit_reason is not None:
             delay += s.config.timing.unfit_delay  # better a coordinator that only reads than none
-        due = max(s.promise_until, s.lock_free_since + delay)
+        due = max(max(s.promise_until, s.lock_free_since + delay), self._yields_until)
         if now < due:
             self.wake_at = due
             return
@@ -189,11 +192,17 @@ class Takeover:
             s.note(
                 "warning", f"suspect copy leaves the takeover to {later[0]}, whose log is later than {own}"
             )
-            self._release(now + patience)
+            self._give_way(now, patience)
         elif all(node in self._answers for node in others):
             self._swap(now)
         elif now - self._inquiring_since > patience:
-            self._release(now + patience)  # a member that is not suspect may try
+            self._give_way(now, patience)  # a member that is not suspect may try
+
+    def _give_way(self, now: float, patience: float) -> None:
+        """Two suspect copies that took the lock from each other would never leave it free for long enough for the
+        third, which waits for its rank's turn."""
+        self._yields_until = now + patience
+        self._release(now + patience)
 
     # ------------------------------------------------------------------------ the decision
 
