@@ -121,7 +121,7 @@ MUTANTS = [
         (
             TAKEOVER,
             "Takeover._try_lock",
-            "max(s.promise_until, s.lock_free_since + delay)",
+            "s.promise_until, s.lock_free_since + delay",
             "s.lock_free_since + delay",
         ),
         (TAKEOVER, "Takeover._locked", "or now < s.promise_until", ""),

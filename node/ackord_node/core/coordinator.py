@@ -357,9 +357,7 @@ class Coordinator:
         if now >= self._beacon_at:
             self._beacon(now)
         self.writes.expire(now)
-        if self.expiry.is_on:
-            others = [x.node for x in sorted(self.membership.required) if x.node != self._s.node]
-            self.expiry.tick(others, now)
+        self.expiry.tick([x.node for x in sorted(self.membership.required) if x.node != self._s.node], now)
         self.replication.tick(now)
         self.membership.tick(now)
         self._try_commit(now)

@@ -97,7 +97,9 @@ class Expiry:
             self._cycle_due_ms = min(self._cycle_due_ms, expires)
 
     def tick(self, members: list[str], now: float) -> None:
-        """While it ``is_on``. ``members``: the nodes of the other in-sync copies."""
+        """``members``: the nodes of the other in-sync copies."""
+        if not self.is_on:
+            return
         if now >= self._read_at:
             self._read_clock(members, now)
         if self._has_to_look and now >= self._sweep_at:

@@ -218,8 +218,6 @@ class Membership:
         """A replica that rule R10 lets in beside ``rest``: its promise covers the leases of members and, by rule R19,
         of this node's own clients."""
         s = self._s
-        if len(rest) == len(self.descriptor.replicas):
-            return None
         outstanding = max((q.granted_raw for q in self._progress.values()), default=NEVER)
         outstanding = max(outstanding, s.holders.latest_raw)
         for node in self.descriptor.replicas:

@@ -53,9 +53,7 @@ class Takeover:
         self._sent_at = 0.0  # of the last compare-and-set
         self._answers: dict[str, tuple[int, int]] = {}
         self._inquiring_since = 0.0
-        self._yields_until = (
-            0.0  # a suspect copy that gave way, also when others take the lock and give way meanwhile
-        )
+        self._yields_until = 0.0  # a suspect copy that gave way does not try before
         self.wake_at = 0.0
         self.hurry = False  # a coordinator handed over to this node: no rank delay
 
@@ -113,7 +111,7 @@ class Takeover:
         delay = 0.0 if self.hurry or s.lock_is_mine else self._rank() * s.config.timing.lock_rank_delay
         if s.unfit_reason is not None:
             delay += s.config.timing.unfit_delay  # better a coordinator that only reads than none
-        due = max(max(s.promise_until, s.lock_free_since + delay), self._yields_until)
+        due = max(s.promise_until, s.lock_free_since + delay, self._yields_until)
         if now < due:
             self.wake_at = due
             return
@@ -199,8 +197,8 @@ class Takeover:
             self._give_way(now, patience)  # a member that is not suspect may try
 
     def _give_way(self, now: float, patience: float) -> None:
-        """Two suspect copies that took the lock from each other would never leave it free for long enough for the
-        third, which waits for its rank's turn."""
+        """For a while, also if others take the lock and free it meanwhile: two suspect copies that took it in turn
+        would never leave it free for as long as the third, which is not, waits for its rank."""
         self._yields_until = now + patience
         self._release(now + patience)
 
